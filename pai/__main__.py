@@ -1,0 +1,5 @@
+"""``python -m pai`` is the command ``pai``."""
+
+from pai.cli import main
+
+main()

@@ -1,0 +1,137 @@
+"""Composing the jobs of a command line with Hydra, and saying in one line what is wrong with it."""
+
+import argparse
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from pai.errors import ConfigError, nearest
+from pai.paths import config_folder
+from pai.validation import GROUPS
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: its resolved configuration and where it will be."""
+
+    config: dict[str, Any]
+    run_dir: Path
+    sweep_dir: Path
+
+
+def compose_jobs(arguments: argparse.Namespace) -> list[Job]:
+    """Return the jobs of a parsed command line, in the order in which Hydra runs them.
+
+    Sets ``arguments.multirun`` if the configuration asks for it (``hydra.mode``). Sweeps over
+    continuous ranges, which only search plugins know, are left out of the check.
+
+    Raises:
+        ConfigError: the command line cannot be composed; the key and the nearest choice are named.
+    """
+    folder = Path(arguments.config_path or config_folder()).resolve()
+    overrides = list(arguments.overrides)
+    if arguments.config_dir is not None:
+        extra = Path(arguments.config_dir).resolve()
+        if not extra.is_dir():
+            raise ConfigError(f"--config-dir: {arguments.config_dir} is not a folder")
+        overrides.append(f"hydra.searchpath=[{_quoted(f'file://{extra}')}]")
+    name = arguments.config_name or "config"
+    with initialize_config_dir(str(folder), version_base="1.3", job_name="pai"):
+        parsed = _parse(overrides)
+        _check_sweeps(parsed, multirun=arguments.multirun)
+        jobs = [
+            _job(name, list(combination), multirun=arguments.multirun)
+            for combination in itertools.product(*(_values(override) for override in parsed))
+        ]
+    return jobs
+
+
+def _parse(overrides: list[str]) -> list[Override]:
+    parsed = []
+    for override in overrides:
+        try:
+            parsed += OverridesParser.create().parse_overrides([override])
+        except (OverrideParseException, HydraException) as error:
+            raise ConfigError(
+                f"{override!r} cannot be parsed; overrides look like key=value, with quotes "
+                f"around values that contain spaces or commas ({_first_line(error)})"
+            ) from error
+    return parsed
+
+
+def _check_sweeps(overrides: list[Override], *, multirun: bool) -> None:
+    for override in overrides:
+        if override.is_sweep_override() and not multirun:
+            raise ConfigError(
+                f"{override.get_key_element()}: {override.get_value_string()!r} is several values; "
+                f"add -m to sweep over them, or brackets to make them a list"
+            )
+
+
+def _values(override: Override) -> list[str]:
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    if not override.is_discrete_sweep():
+        return []
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def _job(name: str, overrides: list[str], *, multirun: bool) -> Job:
+    try:
+        composed = compose(name, overrides=overrides, return_hydra_config=True)
+        sweep_dir = Path(composed.hydra.sweep.dir)
+        if multirun:
+            run_dir = sweep_dir / composed.hydra.sweep.subdir
+        else:
+            run_dir = Path(composed.hydra.run.dir)
+        keys = [str(key) for key in composed if key != "hydra"]
+        resolved: Any = OmegaConf.to_container(
+            OmegaConf.masked_copy(composed, keys), resolve=True, throw_on_missing=True
+        )
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(_explain(error, name, overrides)) from error
+    return Job(resolved, run_dir, sweep_dir)
+
+
+def _explain(error: Exception, name: str, overrides: list[str]) -> str:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        options = list(error.options or [])
+        known = f" (available: {', '.join(options)})" if options else ""
+        return f"{group or 'config'}: {choice!r} is not a choice{nearest(choice, options)}{known}"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}: missing; give it a value"
+    cause = error.__cause__
+    key = getattr(cause, "full_key", None) or getattr(error, "full_key", None)
+    if key and "is not in struct" in str(cause):
+        siblings = _siblings(str(key), name, overrides)
+        last = str(key).rpartition(".")[2]
+        return f"{key}: unknown key{nearest(last, siblings)} (known: {', '.join(siblings)})"
+    place = f"{key}: " if key else ""
+    return f"{place}{_first_line(error)}" + (f" ({_first_line(cause)})" if cause else "")
+
+
+def _siblings(key: str, name: str, overrides: list[str]) -> list[str]:
+    """Return the keys that exist beside ``key``, given the group choices of the command line."""
+    choices = [text for text in overrides if text.split("=")[0].lstrip("+") in GROUPS]
+    node: Any = compose(name, overrides=choices)
+    for part in key.split(".")[:-1]:
+        node = node.get(part) if isinstance(node, DictConfig) else None
+    found = list(node) if isinstance(node, DictConfig) else []
+    return [str(item) for item in found if not str(item).startswith("_")]
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "\\'") + "'"

@@ -1,0 +1,83 @@
+"""Diagonals of curvature matrices: one estimator per file, one shape for all of them."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from pai.curvature.estimate import Estimate as Estimate
+from pai.curvature.estimate import Estimator as Estimator
+from pai.curvature.fisher import EmpiricalFisher as EmpiricalFisher
+from pai.curvature.fisher import MonteCarloFisher as MonteCarloFisher
+from pai.curvature.ggn import ExactGGN as ExactGGN
+from pai.curvature.hutchinson import Hutchinson as Hutchinson
+from pai.errors import nearest
+from pai.objective import Batches, LossFn, Named
+from pai.prunable import prunable_parameters
+from pai.state import scoring_mode
+
+_ESTIMATORS: dict[str, type[Any]] = {
+    "empirical_fisher": EmpiricalFisher,
+    "mc_fisher": MonteCarloFisher,
+    "exact_ggn": ExactGGN,
+    "hutchinson": Hutchinson,
+}
+
+
+def curvature_diagonal(
+    model: nn.Module,
+    batches: Batches,
+    estimator: Literal["empirical_fisher", "mc_fisher", "exact_ggn", "hutchinson"] = "exact_ggn",
+    *,
+    temperature: float = 1.0,
+    loss_fn: LossFn | None = None,
+    generator: torch.Generator | None = None,
+    parameters: Mapping[str, nn.Parameter] | None = None,
+    **options: Any,
+) -> Named:
+    """Return a curvature diagonal of the mean loss at ``f / temperature``, in eval mode.
+
+    Each estimator's formula, cost and source stand at its class: :class:`EmpiricalFisher`,
+    :class:`MonteCarloFisher` (``num_draws``), :class:`ExactGGN`, :class:`Hutchinson`
+    (``num_probes``, ``batch_size``). The model is bit-identical afterwards.
+
+    Args:
+        model: any module, on any device.
+        batches: re-iterable of ``(inputs, targets)`` on the model's device.
+        estimator: which of the four.
+        temperature: ``T > 0``; the loss is taken at ``f / T``.
+        loss_fn: from (outputs, targets) to a scalar mean over samples; default cross-entropy.
+        generator: makes the stochastic estimators reproducible.
+        parameters: by name; default :func:`pai.prunable_parameters`.
+        options: further options of the estimator.
+
+    Returns:
+        One tensor per parameter, in its shape: the mean over samples.
+
+    Raises:
+        ValueError: an unknown estimator or option, an option out of range, or no batch.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> batches = [(torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]))]
+        >>> curvature_diagonal(model, batches, estimator="exact_ggn")["0.weight"].shape
+        torch.Size([8, 4])
+    """
+    if estimator not in _ESTIMATORS:
+        raise ValueError(
+            f"estimator: {estimator!r} is not one of {', '.join(_ESTIMATORS)}"
+            f"{nearest(estimator, _ESTIMATORS)}"
+        )
+    try:
+        estimate = _ESTIMATORS[estimator](temperature=temperature, **options)
+    except TypeError as error:
+        raise ValueError(f"estimator {estimator}: {error}") from None
+    if parameters is None:
+        parameters = prunable_parameters(model)
+    with scoring_mode(model):
+        result: Estimate = estimate(
+            model, batches, parameters,
+            loss_fn=loss_fn, generator=generator, with_gradient=False,
+        )  # fmt: skip
+    return result.diagonal

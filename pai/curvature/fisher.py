@@ -1,0 +1,119 @@
+"""Fisher diagonals: means over samples of squared per-sample gradients.
+
+Legend: N samples, C classes, T temperature, f logits, p = softmax(f/T), l_n the loss of sample n
+at f/T.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pai.curvature.estimate import Estimate
+from pai.curvature.per_sample import Pullbacks, per_sample_means
+from pai.objective import (
+    Batches,
+    LossFn,
+    check_temperature,
+    mean_gradient,
+    mean_loss,
+)
+
+
+@dataclass(frozen=True)
+class EmpiricalFisher:
+    """``h_i = (1/N) sum_n (d l_n / d w_i)^2`` with the labels of the data.
+
+    Exact in one pass, not an average over noise, and independent of the batch size: the squares
+    are per sample, not of the batch's mean gradient. Works with any ``loss_fn`` that is a mean
+    over samples. Source: Cohen et al., arXiv 2502.11450; Kunstner et al. 2019, arXiv 1905.12558.
+    """
+
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
+
+    def __call__(
+        self, model: nn.Module, batches: Batches, parameters: Mapping[str, nn.Parameter], *,
+        loss_fn: LossFn | None, generator: torch.Generator | None, with_gradient: bool,
+    ) -> Estimate:  # fmt: skip
+        """Return the diagonal; the mean gradient comes with it at no further pass."""
+        pullbacks = sum_of_losses(loss_fn, self.temperature)
+        mean = per_sample_means(model, batches, parameters, pullbacks, trial=pullbacks)
+        return Estimate(mean.squares, mean.gradients if with_gradient else None)
+
+
+@dataclass(frozen=True)
+class MonteCarloFisher:
+    """``h_i = (1/(N k)) sum_n sum_j (d l(f_n/T, y_nj) / d w_i)^2`` with labels drawn from ``p_n``.
+
+    ``k = num_draws`` labels per sample. Under cross-entropy it is unbiased for the diagonal of the
+    generalised Gauss-Newton matrix (:class:`pai.curvature.ggn.ExactGGN`), with a standard error
+    that falls as ``1/sqrt(N k)``. The mean gradient ``g`` still uses the labels of the data.
+    Source: Kunstner et al. 2019, arXiv 1905.12558, section 2.
+    """
+
+    temperature: float = 1.0
+    num_draws: int = 1
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
+        if self.num_draws < 1:
+            raise ValueError(f"num_draws must be at least 1, got {self.num_draws}")
+
+    def __call__(
+        self, model: nn.Module, batches: Batches, parameters: Mapping[str, nn.Parameter], *,
+        loss_fn: LossFn | None, generator: torch.Generator | None, with_gradient: bool,
+    ) -> Estimate:  # fmt: skip
+        """Return the diagonal; the mean gradient costs one pass more.
+
+        Raises:
+            ValueError: a ``loss_fn`` was given (the label distribution of cross-entropy is
+                assumed), or the outputs are not logits ``[B, C]``.
+        """
+        require_cross_entropy(loss_fn, "mc_fisher")
+
+        def draws(outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
+            logits = require_logits(outputs) / self.temperature
+            probabilities = logits.detach().softmax(1)
+            device = probabilities.device if generator is None else generator.device
+            labels = torch.multinomial(
+                probabilities.to(device), self.num_draws, replacement=True, generator=generator
+            ).to(logits.device)
+            for j in range(self.num_draws):
+                yield F.cross_entropy(logits, labels[:, j], reduction="sum")
+
+        trial = sum_of_losses(None, self.temperature)
+        mean = per_sample_means(model, batches, parameters, draws, trial=trial)
+        diagonal = {name: value / self.num_draws for name, value in mean.squares.items()}
+        if not with_gradient:
+            return Estimate(diagonal, None)
+        gradient = mean_gradient(model, batches, parameters, None, self.temperature)
+        return Estimate(diagonal, gradient)
+
+
+def require_cross_entropy(loss_fn: LossFn | None, estimator: str) -> None:
+    """Raise ``ValueError`` if the loss is not the default cross-entropy."""
+    if loss_fn is not None and loss_fn is not F.cross_entropy:
+        raise ValueError(
+            f"{estimator} assumes cross-entropy on logits; leave loss_fn out, or use "
+            f"empirical_fisher or hutchinson, which take any loss"
+        )
+
+
+def require_logits(outputs: Tensor) -> Tensor:
+    """Return ``outputs`` if they are ``[B, C]``, else raise ``ValueError``."""
+    if outputs.ndim != 2:
+        raise ValueError(f"logits of shape [B, C] are needed, got {tuple(outputs.shape)}")
+    return outputs
+
+
+def sum_of_losses(loss_fn: LossFn | None, temperature: float) -> Pullbacks:
+    """Return the pullback of the plain objective: one scalar, the sum of the samples' losses."""
+    def pullbacks(outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
+        yield len(targets) * mean_loss(outputs, targets, loss_fn, temperature)
+
+    return pullbacks

@@ -1,0 +1,237 @@
+"""Sums over samples of squared per-sample gradients, from one batched backward pass.
+
+A backward pass only needs the gradients at the layers' *outputs*; each layer then turns its input
+and that gradient into per-sample weight gradients (``rules.py``), squares and sums them. autograd's
+own weight gradients are never computed. A parameter that no rule covers, or for which the rules
+disagree with autograd on a sample (a layer that transforms its weight, a weight used outside its
+module), takes the slow path: one backward pass per sample. It is announced, never skipped.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from pai.curvature.rules import RULES
+from pai.objective import Batches, Named, sized
+
+_MAX_ELEMENTS = 2**25  # of per-sample gradients held at once
+_TRIALS = 4  # samples on which a rule is compared with autograd, at most
+_AGREEMENT = 1e-3  # relative difference to autograd above which a rule is not trusted
+
+Pullbacks = Callable[[Tensor, Tensor], Iterator[Tensor]]
+"""From the model's output and targets of B samples to scalars, each the sum over those samples of
+one function per sample; the squared per-sample gradients of all of them are added up."""
+
+
+@dataclass
+class Sums:
+    """Sums over samples: of squared gradients and, where asked for, of gradients."""
+
+    squares: Named
+    gradients: Named
+
+
+def per_sample_means(
+    model: nn.Module,
+    batches: Batches,
+    parameters: Mapping[str, nn.Parameter],
+    pullbacks: Pullbacks,
+    *,
+    trial: Pullbacks,
+) -> Sums:
+    """Return the means over all samples of :func:`per_sample_sums`, whatever the batch size.
+
+    ``trial`` is a deterministic pullback: on it the rules are compared with autograd first.
+    """
+    total = Sums(*({n: torch.zeros_like(p) for n, p in parameters.items()} for _ in range(2)))
+    fast: frozenset[str] | None = None
+    samples = 0
+    for inputs, targets, count in sized(batches):
+        batch = (inputs, targets)
+        if fast is None:
+            fast = covered_by_rules(model, batch, parameters, trial)
+        part = per_sample_sums(model, batch, parameters, pullbacks, fast)
+        for name in parameters:
+            total.squares[name] += part.squares[name]
+            total.gradients[name] += part.gradients[name]
+        samples += count
+    for name in parameters:
+        total.squares[name] /= samples
+        total.gradients[name] /= samples
+    return total
+
+
+def per_sample_sums(
+    model: nn.Module,
+    batch: tuple[Tensor, Tensor],
+    parameters: Mapping[str, nn.Parameter],
+    pullbacks: Pullbacks,
+    fast: frozenset[str],
+) -> Sums:
+    """Return ``sum_n sum_k (grad s_kn)^2`` and ``sum_n sum_k grad s_kn`` for one batch.
+
+    ``fast`` names the parameters that the rules cover (:func:`covered_by_rules`). Call it inside
+    :func:`pai.state.scoring_mode`.
+    """
+    sums = Sums(*({n: torch.zeros_like(p) for n, p in parameters.items()} for _ in range(2)))
+    quick = {name: p for name, p in parameters.items() if name in fast}
+    slow = {name: p for name, p in parameters.items() if name not in fast}
+    inputs, targets = batch
+    if quick:
+        with _recorded(model, quick, sums) as flush:
+            for scalar in pullbacks(model(inputs), targets):
+                if scalar.requires_grad:  # otherwise no covered layer has taken part
+                    scalar.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+                flush()
+    if slow:
+        _one_by_one(model, batch, slow, pullbacks, sums)
+    return sums
+
+
+def covered_by_rules(
+    model: nn.Module,
+    batch: tuple[Tensor, Tensor],
+    parameters: Mapping[str, nn.Parameter],
+    pullbacks: Pullbacks,
+) -> frozenset[str]:
+    """Return the names whose per-sample rule agrees with autograd, sample by sample.
+
+    Each rule is tried on the first sample for which autograd's gradient is not zero, among the
+    first few. ``pullbacks`` must be deterministic here. Warns, naming the parameters, if there
+    are others: those are right too, but slower.
+    """
+    owners = _owners(model, parameters)
+    untried = {name: p for name, p in parameters.items() if name in owners}
+    covered = set(untried)
+    for n in range(min(_TRIALS, len(batch[1]))):
+        one = (batch[0][n : n + 1], batch[1][n : n + 1])
+        ruled = per_sample_sums(model, one, untried, pullbacks, frozenset(untried))
+        truth = per_sample_sums(model, one, untried, pullbacks, frozenset())
+        for name in list(untried):
+            expected, actual = truth.squares[name], ruled.squares[name]
+            if (expected - actual).norm() > _AGREEMENT * expected.norm():
+                covered.discard(name)
+                del untried[name]
+            elif expected.any():
+                del untried[name]
+        if not untried:
+            break
+    slow = [name for name in parameters if name not in covered]
+    if slow:
+        warnings.warn(
+            f"no fast per-sample rule for {', '.join(slow)}: one backward pass per sample instead",
+            stacklevel=2,
+        )
+    return frozenset(covered)
+
+
+def _owners(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter]
+) -> dict[str, list[nn.Module]]:
+    """Return, by parameter name, the modules with a rule whose ``weight`` it is."""
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    owners: dict[str, list[nn.Module]] = {}
+    for module in model.modules():
+        if type(module) in RULES and id(module.weight) in names:
+            owners.setdefault(names[id(module.weight)], []).append(module)
+    return owners
+
+
+@dataclass
+class _Pending:
+    """Per-sample gradients of a weight that has been used several times in one forward pass."""
+
+    uses: int = 0
+    total: list[Tensor] = field(default_factory=list)
+
+
+@contextmanager
+def _recorded(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], sums: Sums
+) -> Iterator[Callable[[], None]]:
+    """Hook the layers so that a backward pass adds to ``sums``; call the yielded after each."""
+    pending = {name: _Pending() for name in parameters}
+
+    def watch(name: str, module: nn.Module, x: Tensor, out: Tensor) -> Tensor:
+        pending[name].uses += 1
+        version = x._version
+
+        def on_gradient(grad: Tensor) -> None:
+            if x._version != version:
+                raise RuntimeError(
+                    f"the input of the layer with weight {name!r} was modified in place after "
+                    f"use; per-sample gradients need it unchanged"
+                )
+            _receive(name, module, x.detach(), grad.detach())
+
+        if not out.requires_grad:  # the first layer of the graph: autograd starts here
+            out = out.requires_grad_().clone()
+        out.register_hook(on_gradient)  # type: ignore[no-untyped-call]
+        return out
+
+    def _receive(name: str, module: nn.Module, x: Tensor, grad: Tensor) -> None:
+        rule = RULES[type(module)]
+        waiting = pending[name]
+        if waiting.uses > 1:
+            gradient = rule(module, x, grad)
+            waiting.total = [waiting.total[0] + gradient] if waiting.total else [gradient]
+            return
+        for xs, grads in zip(*_chunks(x, grad, weight=parameters[name]), strict=True):
+            _add(sums, name, rule(module, xs, grads))
+
+    def flush() -> None:
+        for name, waiting in pending.items():
+            for gradient in waiting.total:
+                _add(sums, name, gradient)
+            waiting.total = []
+
+    hooks = [
+        module.register_forward_hook(
+            lambda module, args, out, name=name: watch(name, module, args[0], out)
+        )
+        for name, modules in _owners(model, parameters).items()
+        for module in modules
+    ]
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        yield flush
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for hook in hooks:
+            hook.remove()
+
+
+def _chunks(x: Tensor, grad: Tensor, weight: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+    size = max(1, _MAX_ELEMENTS // weight.numel())
+    return x.split(size), grad.split(size)
+
+
+def _add(sums: Sums, name: str, gradient: Tensor) -> None:
+    sums.gradients[name] += gradient.sum(0)
+    sums.squares[name] += gradient.square_().sum(0)
+
+
+def _one_by_one(
+    model: nn.Module,
+    batch: tuple[Tensor, Tensor],
+    parameters: Mapping[str, nn.Parameter],
+    pullbacks: Pullbacks,
+    sums: Sums,
+) -> None:
+    """Take the slow path: correct for any model whose samples do not influence each other."""
+    inputs, targets = batch
+    for n in range(len(targets)):
+        for scalar in pullbacks(model(inputs[n : n + 1]), targets[n : n + 1]):
+            values = torch.autograd.grad(
+                scalar, list(parameters.values()), retain_graph=True, materialize_grads=True
+            )
+            for name, gradient in zip(parameters, values, strict=True):
+                sums.gradients[name] += gradient
+                sums.squares[name] += gradient.square()

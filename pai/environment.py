@@ -1,0 +1,74 @@
+"""Where a run happened: versions, device, source revision."""
+
+import platform
+import resource
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("pai", "torch", "torchvision", "timm", "hydra-core", "numpy", "wandb")
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Return versions, processor or GPU, thread count, git SHA and dirty flag for the record."""
+    cuda = device.type == "cuda"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if cuda else _processor(),
+        "cuda": torch.version.cuda if cuda else None,
+        "threads": torch.get_num_threads(),
+        **_git(),
+    }
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Return the peak so far: of allocated GPU memory, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git() -> dict[str, Any]:
+    """Return the revision of pai's own checkout; nothing for an installed package."""
+    checkout = Path(__file__).resolve().parent.parent
+    if not (checkout / ".git").exists():
+        return {"git_sha": None, "git_dirty": None}
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(checkout), *arguments], capture_output=True, text=True, check=True
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    status = git("status", "--porcelain")
+    return {
+        "git_sha": git("rev-parse", "HEAD"),
+        "git_dirty": None if status is None else bool(status),
+    }

@@ -1,0 +1,18 @@
+"""The two ways a run can end badly: the user's mistake (exit 2) and failed work (exit 1)."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """The user asked for something that cannot be: named before any expensive work starts."""
+
+
+class RunError(RuntimeError):
+    """The work itself failed: what was computed so far stays, and the run can be resumed."""
+
+
+def nearest(word: str, choices: Iterable[object]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the choice most like ``word``, or an empty string."""
+    found = difflib.get_close_matches(str(word), [str(choice) for choice in choices], n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""

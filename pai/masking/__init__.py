@@ -1,0 +1,1 @@
+"""From scores to masks: selection with exact counts, schedules of rounds, reports."""

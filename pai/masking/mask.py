@@ -1,0 +1,103 @@
+"""Masks: applying, saving, hashing and describing them."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from pai.masking.effective import effective_kept
+from pai.masking.select import Mask
+from pai.records import write_bytes_atomically
+
+
+def apply_mask(model: nn.Module, mask: Mapping[str, Tensor]) -> None:
+    """Set the pruned weights of ``model`` to exactly zero, in place.
+
+    Raises:
+        ValueError: a name is not a parameter of the model, or a shape differs.
+    """
+    parameters = dict(model.named_parameters())
+    for name, keep in mask.items():
+        if name not in parameters:
+            raise ValueError(f"mask: the model has no parameter {name!r}")
+        if parameters[name].shape != keep.shape:
+            raise ValueError(
+                f"mask: {name!r} has shape {tuple(keep.shape)}, "
+                f"the parameter has {tuple(parameters[name].shape)}"
+            )
+    with torch.no_grad():
+        for name, keep in mask.items():
+            parameters[name].masked_fill_(~keep.to(parameters[name].device), 0)
+
+
+def dense_mask(parameters: Mapping[str, Tensor]) -> Mask:
+    """Return the mask that keeps everything."""
+    return {name: torch.ones_like(p, dtype=torch.bool) for name, p in parameters.items()}
+
+
+def save_mask(mask: Mapping[str, Tensor], path: Path) -> None:
+    """Write ``mask`` as safetensors, by rename."""
+    write_bytes_atomically(path, save({name: keep.cpu() for name, keep in mask.items()}))
+
+
+def load_mask(path: Path) -> Mask:
+    """Read a mask written by :func:`save_mask`."""
+    return dict(load_file(path))
+
+
+def mask_sha256(mask: Mapping[str, Tensor]) -> str:
+    """Return a hash of names, shapes and bits, independent of device and of the dict's order."""
+    digest = hashlib.sha256()
+    for name in sorted(mask):
+        keep = mask[name].cpu()
+        digest.update(f"{name}{tuple(keep.shape)}".encode())
+        digest.update(keep.to(torch.uint8).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def mask_report(model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor) -> dict[str, Any]:
+    """Describe ``mask`` for the record.
+
+    ``sparsity`` counts prunable weights, ``sparsity_all_parameters`` all parameters of the model.
+    ``effective_sparsity`` counts a kept weight only if it lies on a path from input to output
+    (:mod:`pai.masking.effective`; ``None`` where that is not defined). ``collapsed_layers`` names
+    the layers that lost every weight.
+
+    Args:
+        model: the model the mask is for; not changed.
+        mask: by parameter name.
+        inputs: a batch, for its shape.
+    """
+    effective = effective_kept(model, mask, inputs)
+    layers = []
+    for name, keep in mask.items():
+        total, kept = keep.numel(), int(keep.sum())
+        layers.append(
+            {
+                "name": name,
+                "shape": list(keep.shape),
+                "total": total,
+                "kept": kept,
+                "density": kept / total,
+                "effective_kept": None if effective is None else int(effective[name].sum()),
+            }
+        )
+    prunable = sum(layer["total"] for layer in layers)
+    kept = sum(layer["kept"] for layer in layers)
+    everything = sum(p.numel() for p in model.parameters())
+    on_path = None if effective is None else sum(layer["effective_kept"] for layer in layers)
+    return {
+        "sparsity": 1 - kept / prunable,
+        "sparsity_all_parameters": (prunable - kept) / everything,
+        "kept": kept,
+        "prunable": prunable,
+        "all_parameters": everything,
+        "effective_sparsity": None if on_path is None else 1 - on_path / prunable,
+        "collapsed_layers": [layer["name"] for layer in layers if layer["kept"] == 0],
+        "sha256": mask_sha256(mask),
+        "layers": layers,
+    }

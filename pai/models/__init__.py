@@ -1,0 +1,1 @@
+"""Architectures only: builders that take ``num_classes`` and ``in_channels``."""

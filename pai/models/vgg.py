@@ -1,0 +1,55 @@
+"""VGG with BatchNorm for small images (Simonyan and Zisserman 2015, arXiv 1409.1556)."""
+
+from torch import Tensor, nn
+
+_STAGE_CHANNELS = (64, 128, 256, 512, 512)
+_CONVOLUTIONS_PER_STAGE = {
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}
+
+
+class VGG(nn.Module):
+    """Five stages of 3x3 convolutions, each ended by max pooling; one linear layer as head.
+
+    The head of the CIFAR variant: global average pooling (a no-op on 32x32 images, where the
+    last map is 1x1) and a single linear layer in place of the original's three.
+    """
+
+    def __init__(self, depth: int, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = in_channels
+        for out_channels, count in zip(_STAGE_CHANNELS, _CONVOLUTIONS_PER_STAGE[depth], strict=True):
+            for _ in range(count):
+                layers += [
+                    nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(out_channels),
+                    nn.ReLU(),
+                ]
+                channels = out_channels
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.fc = nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits ``[B, num_classes]`` for images of at least 32x32 pixels."""
+        return self.fc(self.features(x).mean(dim=(2, 3)))
+
+
+def vgg(*, num_classes: int, in_channels: int, depth: int = 16) -> VGG:
+    """Build VGG-11, -13, -16 or -19 with BatchNorm (14.7 M parameters at depth 16).
+
+    Raises:
+        ValueError: ``depth`` is none of these.
+    """
+    if depth not in _CONVOLUTIONS_PER_STAGE:
+        raise ValueError(
+            f"depth must be one of {', '.join(map(str, _CONVOLUTIONS_PER_STAGE))}, got {depth}"
+        )
+    return VGG(depth, num_classes, in_channels)

@@ -1,0 +1,69 @@
+"""The function every score differentiates: the mean loss over the scoring samples at ``f / T``."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+LossFn = Callable[[Tensor, Tensor], Tensor]
+Named = dict[str, Tensor]
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise ``ValueError`` unless ``temperature`` is positive."""
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+
+
+def mean_loss(
+    outputs: Tensor, targets: Tensor, loss_fn: LossFn | None, temperature: float
+) -> Tensor:
+    """Return ``loss_fn(outputs / T, targets)``: a scalar, the mean over the batch."""
+    return (loss_fn or F.cross_entropy)(outputs / temperature, targets)
+
+
+def sized(batches: Batches) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Yield ``(inputs, targets, number of samples)``.
+
+    Raises:
+        ValueError: there is no batch at all.
+    """
+    empty = True
+    for inputs, targets in batches:
+        empty = False
+        yield inputs, targets, len(targets)
+    if empty:
+        raise ValueError("batches is empty: scoring needs at least one sample")
+
+
+def gradients(
+    loss: Tensor, parameters: Mapping[str, Tensor], *, create_graph: bool = False
+) -> Named:
+    """Return the gradient of ``loss`` for each parameter; zeros where it does not enter."""
+    values = torch.autograd.grad(
+        loss, list(parameters.values()), create_graph=create_graph, materialize_grads=True
+    )
+    return dict(zip(parameters, values, strict=True))
+
+
+def mean_gradient(
+    model: nn.Module,
+    batches: Batches,
+    parameters: Mapping[str, Tensor],
+    loss_fn: LossFn | None,
+    temperature: float,
+) -> Named:
+    """Return ``g = (1/N) sum_n grad l_n``, the same whatever the batch size.
+
+    Call it inside :func:`pai.state.scoring_mode`.
+    """
+    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    samples = 0
+    for inputs, targets, count in sized(batches):
+        loss = mean_loss(model(inputs), targets, loss_fn, temperature)
+        for name, gradient in gradients(loss, parameters).items():
+            total[name] += count * gradient
+        samples += count
+    return {name: value / samples for name, value in total.items()}

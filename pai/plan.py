@@ -1,0 +1,123 @@
+"""From a validated configuration to the objects of a run: everything cheap, nothing started."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from torch import nn
+
+from pai.data.bundle import DataSpec
+from pai.errors import ConfigError
+from pai.masking.schedule import Schedule
+from pai.prunable import classifier, prunable_parameters
+from pai.scorers.base import Scorer
+from pai.tracking.base import Tracker
+from pai.training.options import Training
+from pai.validation import GROUPS, check_config, located_value_errors
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that is known to make sense: options in range, data in place, model fits the data."""
+
+    config: dict[str, Any]
+    dataset: Any
+    spec: DataSpec
+    build_model: Callable[[], nn.Module]
+    scorer: Scorer
+    warmup: Callable[..., Any]
+    schedule: Schedule
+    training: Training
+    tracker: Tracker
+    device: torch.device
+
+
+def prepare(config: Mapping[str, Any]) -> Plan:
+    """Validate ``config`` and build its components.
+
+    The data set is only looked at (folders, one image header), and the model is built and run on
+    the meta device, which allocates nothing.
+
+    Raises:
+        ConfigError: what the user has to change, naming the key.
+    """
+    check_config(config)
+    parts = {}
+    for group in GROUPS:
+        with located_value_errors(group):
+            parts[group] = instantiate(config[group], _convert_="all")
+    spec = parts["dataset"].check()
+    wanted = config["scoring"]["samples_per_class"]
+    if wanted > spec.smallest_class:
+        raise ConfigError(
+            f"scoring.samples_per_class: {wanted} is too many; the smallest class has "
+            f"{spec.smallest_class} training images"
+        )
+
+    def build_model() -> nn.Module:
+        model: nn.Module = parts["model"](num_classes=spec.num_classes, in_channels=spec.channels)
+        return model
+
+    _check_model(build_model, spec, include_classifier=config["include_classifier"])
+    return Plan(
+        config=dict(config),
+        dataset=parts["dataset"],
+        spec=spec,
+        build_model=build_model,
+        scorer=parts["scorer"],
+        warmup=parts["warmup"],
+        schedule=parts["schedule"],
+        training=parts["training"],
+        tracker=parts["logger"],
+        device=resolve_device(config["device"]),
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device; ``auto`` is CUDA if there is one, else the CPU.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    there = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }[device.type]
+    if (device.index or 0) >= there:
+        raise ConfigError(
+            f"device: {name!r} is not there (torch sees {torch.cuda.device_count()} CUDA devices); "
+            f"use auto or cpu"
+        )
+    return device
+
+
+def _check_model(
+    build_model: Callable[[], nn.Module], spec: DataSpec, *, include_classifier: bool
+) -> None:
+    with torch.device("meta"), torch.no_grad():
+        with located_value_errors("model"):
+            model = build_model().eval()
+        images = torch.zeros(2, spec.channels, spec.height, spec.width)
+        try:
+            outputs = model(images)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"model: does not fit images of {spec.channels}x{spec.height}x{spec.width} "
+                f"(dataset.image_size): {str(error).splitlines()[0]}"
+            ) from error
+    if outputs.shape != (2, spec.num_classes):
+        raise ConfigError(
+            f"model: gives outputs of shape {tuple(outputs.shape)} where "
+            f"(2, {spec.num_classes}) is needed for two images and {spec.num_classes} classes"
+        )
+    if not prunable_parameters(model, include_classifier=include_classifier):
+        hint = "" if include_classifier or classifier(model) is None else (
+            "; only its classifier could be pruned, with include_classifier=true"
+        )  # fmt: skip
+        raise ConfigError(f"model: has no prunable weights{hint}")

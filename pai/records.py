@@ -1,0 +1,58 @@
+"""``record.json``: everything a run knows about itself, written by rename so it is never torn."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+FILE_NAME = "record.json"
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Write ``content`` to a temporary name beside ``path``, flush it to disk, then rename."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_record(run_dir: Path, record: dict[str, Any]) -> None:
+    """Write ``record`` as ``run_dir/record.json``; non-finite numbers become ``null``."""
+    text = json.dumps(_finite(record), indent=2, allow_nan=False) + "\n"
+    write_bytes_atomically(run_dir / FILE_NAME, text.encode())
+
+
+def read_record(run_dir: Path) -> dict[str, Any] | None:
+    """Return the record in ``run_dir``, or ``None`` if there is none.
+
+    Raises:
+        ValueError: the file is there but is not a JSON object; it is never silently replaced.
+    """
+    path = run_dir / FILE_NAME
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a valid record: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} is not a valid record: not a JSON object")
+    return record
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not (abs(value) <= 1.7976931348623157e308):
+        return None
+    return value

@@ -1,0 +1,1 @@
+"""From records to text and tables; never imports torch."""

@@ -1,0 +1,64 @@
+"""The short summary of one run for the screen."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_BAR = 20
+
+
+def summarise(record: Mapping[str, Any], run_dir: Path) -> str:
+    """Return counts, per-layer density, accuracy, times and the place of the files."""
+    config, mask, metrics = record["config"], record["mask"], record["metrics"]
+    times = record["timing_s"]
+    lines = [_layers(mask), ""]
+    lines.append(
+        f"weights    {mask['kept']:,} of {mask['prunable']:,} prunable kept "
+        f"(sparsity {mask['sparsity']:.4f}, asked {_asked(config)}); "
+        f"{mask['all_parameters']:,} parameters in all"
+    )
+    if mask["effective_sparsity"] is not None:
+        lines.append(
+            f"effective  sparsity {mask['effective_sparsity']:.4f}: weights on no path from input "
+            f"to output count as removed"
+        )
+    if mask["collapsed_layers"]:
+        names = ", ".join(mask["collapsed_layers"])
+        lines.append(f"WARNING    LAYER COLLAPSE: {names} lost every weight")
+    lines.append(
+        f"accuracy   test {metrics['test_accuracy']:.2%} after the last epoch, "
+        f"{metrics['best_val_test_accuracy']:.2%} at the best validation epoch "
+        f"({metrics['best_val_epoch']}); validation {metrics['val_accuracy']:.2%}"
+    )
+    parts = ", ".join(
+        f"{key} {times[key]:.1f}" for key in ("data", "warmup", "score", "mask", "train") if key in times
+    )
+    lines.append(f"seconds    {times['total']:.1f} in all: {parts}")
+    lines.append(f"files      {run_dir}")
+    return "\n".join(lines)
+
+
+def _asked(config: Mapping[str, Any]) -> str:
+    return f"{config['sparsity']:g}"
+
+
+def _layers(mask: Mapping[str, Any]) -> str:
+    width = max(len(layer["name"]) for layer in mask["layers"])
+    rows = [f"{'layer':{width}}  {'kept':>10} {'of':>10}  density"]
+    for layer in mask["layers"]:
+        bar = "#" * round(_BAR * layer["density"])
+        note = "  COLLAPSED" if layer["kept"] == 0 else ""
+        rows.append(
+            f"{layer['name']:{width}}  {layer['kept']:>10,} {layer['total']:>10,}  "
+            f"{layer['density']:7.2%} {bar}{note}"
+        )
+    return "\n".join(rows)
+
+
+def one_line(record: Mapping[str, Any], run_dir: Path) -> str:
+    """Return the result of one job of a sweep."""
+    metrics, mask = record["metrics"], record["mask"]
+    return (
+        f"{record['name']}: test {metrics['test_accuracy']:.2%}, sparsity {mask['sparsity']:.4f}, "
+        f"{record['timing_s']['total']:.1f} s, {run_dir}"
+    )

@@ -1,0 +1,192 @@
+"""The whole pipeline: data, model, BatchNorm warmup, scores, mask, training, record."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from pai.data.bundle import Batches
+from pai.environment import describe_environment, peak_memory_gib
+from pai.errors import ConfigError
+from pai.masking.mask import apply_mask, dense_mask, load_mask, mask_report, save_mask
+from pai.masking.schedule import find_mask
+from pai.masking.select import Mask
+from pai.plan import Plan
+from pai.prunable import prunable_parameters
+from pai.records import read_record, write_bytes_atomically, write_record
+from pai.seeding import generator, global_seed
+from pai.tracking.base import RunLabels, Session
+from pai.training.loop import train
+
+MASK_FILE, MODEL_FILE, CHECKPOINT_FILE = "mask.safetensors", "model.safetensors", "checkpoint.pt"
+_log = logging.getLogger("pai")
+
+
+def run(plan: Plan, run_dir: Path, labels: RunLabels) -> dict[str, Any]:
+    """Run ``plan`` in ``run_dir``, or continue the unfinished run that is there.
+
+    The record is written when the run starts, after scoring and when it ends, well or badly.
+
+    Returns:
+        The record; the stored one, unchanged, if the run was complete already.
+
+    Raises:
+        ConfigError: the directory holds a run with another configuration.
+        Exception: whatever made the work fail, after the record says so.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    earlier = check_run_directory(run_dir, plan.config)
+    if earlier is not None and earlier["status"] == "completed":
+        return earlier
+    record = _begin(plan, labels, earlier)
+    write_record(run_dir, record)
+    try:
+        with plan.tracker.session(plan.config, labels, run_dir) as session:
+            with _timed(record["timing_s"], "total"):
+                _pipeline(plan, run_dir, record, session)
+            record["peak_memory_gib"] = peak_memory_gib(plan.device)
+            session.log_result(record)
+    except BaseException as error:
+        record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+        record["peak_memory_gib"] = peak_memory_gib(plan.device)
+        write_record(run_dir, record)
+        raise
+    record["status"] = "completed"
+    write_record(run_dir, record)
+    (run_dir / CHECKPOINT_FILE).unlink(missing_ok=True)
+    return record
+
+
+def check_run_directory(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the record of an earlier run of the same configuration in ``run_dir``, if any.
+
+    Raises:
+        ConfigError: the directory holds a run with another configuration (the logger aside).
+    """
+    try:
+        record = read_record(run_dir)
+    except ValueError as error:
+        raise ConfigError(f"hydra.run.dir: {error}; choose another directory") from error
+    if record is None:
+        return None
+    stored = record.get("config", {})
+    for key in sorted({*config, *stored} - {"logger"}):
+        if stored.get(key) != config.get(key):
+            raise ConfigError(
+                f"hydra.run.dir: {run_dir} holds a run with {key}={stored.get(key)}, not "
+                f"{config.get(key)}; choose another directory, or remove this one"
+            )
+    return record
+
+
+def _begin(plan: Plan, labels: RunLabels, earlier: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the record of a starting run; mask and times of an interrupted one carry over."""
+    earlier = earlier or {}
+    return {
+        "status": "running",
+        "error": None,
+        "name": labels.name,
+        "seed": plan.config["seed"],
+        "config": plan.config,
+        "data": {},
+        "warmup": earlier.get("warmup"),
+        "mask": earlier.get("mask"),
+        "metrics": {},
+        "history": [],
+        "timing_s": earlier.get("timing_s", {}),
+        "peak_memory_gib": None,
+        "environment": describe_environment(plan.device),
+    }
+
+
+def _pipeline(plan: Plan, run_dir: Path, record: dict[str, Any], session: Session) -> None:
+    config, clock = plan.config, record["timing_s"]
+    seed, scoring = config["seed"], config["scoring"]
+
+    with _timed(clock, "data"):
+        data = plan.dataset.load().to(plan.device)
+        batches = data.scoring_batches(scoring["samples_per_class"], scoring["batch_size"], seed)
+        record["data"] = {part: len(getattr(data, part)) for part in ("train", "val", "test")}
+        record["data"]["scoring"] = len(batches.order)
+    with global_seed(seed, "initialization"):
+        model = plan.build_model().to(plan.device)
+
+    checkpoint = run_dir / CHECKPOINT_FILE
+    if checkpoint.exists() and record["mask"] is not None:
+        mask = load_mask(run_dir / MASK_FILE)
+        _log.info("continuing from %s", checkpoint)
+    else:
+        with _timed(clock, "warmup"):
+            warm = plan.warmup(model, data.warmup_batches(scoring["warmup_batch_size"], seed))
+        record["warmup"] = asdict(warm)
+        if warm.batchnorm_layers == 0 and warm.statistics is None:
+            _log.info("the model has no BatchNorm layer: nothing to warm up")
+        mask = _find_mask(plan, model, batches, clock, session)
+        apply_mask(model, mask)
+        record["mask"] = mask_report(model, mask, next(iter(batches))[0])
+        save_mask(mask, run_dir / MASK_FILE)
+        write_record(run_dir, record)
+    if record["mask"]["collapsed_layers"]:
+        _log.warning("LAYER COLLAPSE: no weight left in %s", ", ".join(record["mask"]["collapsed_layers"]))
+    session.log_mask(record["mask"], run_dir / MASK_FILE)
+
+    def on_epoch(row: dict[str, float]) -> None:
+        session.log_epoch(row)
+        record["history"].append(row)
+        write_record(run_dir, record)
+
+    with _timed(clock, "train"):
+        result = train(
+            model, mask, data, plan.training,
+            seed=seed, checkpoint=checkpoint, on_epoch=on_epoch,
+        )  # fmt: skip
+    record |= result
+    weights = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
+    write_bytes_atomically(run_dir / MODEL_FILE, save(weights))
+
+
+def _find_mask(
+    plan: Plan, model: nn.Module, batches: Batches, clock: dict[str, float], session: Session
+) -> Mask:
+    config = plan.config
+    whole = config["include_classifier"]
+    if plan.scorer.keeps_everything:
+        clock |= {"score": 0.0, "mask": 0.0}
+        return dense_mask(prunable_parameters(model, include_classifier=whole))
+    scores: dict[str, Tensor] = {}
+    spent: dict[str, float] = {"score": 0.0}
+
+    def scorer(*arguments: Any, **options: Any) -> dict[str, Tensor]:
+        with _timed(spent, "score"):
+            scores.update(plan.scorer(*arguments, **options))
+        return scores
+
+    probes = generator(config["seed"], "probes", plan.device)
+    with _timed(spent, "both"):
+        mask = find_mask(
+            model, batches, scorer,
+            sparsity=config["sparsity"], schedule=plan.schedule, scope=config["scope"],
+            generator=probes, include_classifier=whole,
+        )  # fmt: skip
+    clock |= {"score": spent["score"], "mask": spent["both"] - spent["score"]}
+    session.log_scores(scores)
+    return mask
+
+
+@contextmanager
+def _timed(clock: dict[str, float], key: str) -> Iterator[None]:
+    """Add the seconds spent in the block to ``clock[key]``, once the GPU has caught up."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        clock[key] = clock.get(key, 0.0) + time.perf_counter() - started

@@ -1,0 +1,1 @@
+"""Scorers: from a model and scoring batches to one score per prunable weight; high = keep."""

@@ -1,0 +1,72 @@
+"""What all scorers share: the call, the untouched model, the check that scores are numbers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from pai.errors import RunError
+from pai.objective import Batches, LossFn, Named
+from pai.prunable import prunable_parameters
+from pai.state import scoring_mode
+
+
+class Scorer(ABC):
+    """Scores every prunable weight; subclasses implement :meth:`score`."""
+
+    keeps_everything: ClassVar[bool] = False
+    """True for the dense reference alone: no mask is selected from its scores."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        batches: Batches,
+        *,
+        loss_fn: LossFn | None = None,
+        generator: torch.Generator | None = None,
+        parameters: Mapping[str, nn.Parameter] | None = None,
+    ) -> Named:
+        """Return scores by parameter name, in the parameter's shape; high = keep.
+
+        The model is in eval mode while it is scored and bit-identical afterwards.
+
+        Args:
+            model: any module, on any device.
+            batches: re-iterable of ``(inputs, targets)`` on the model's device.
+            loss_fn: from (outputs, targets) to a scalar mean over samples; default cross-entropy.
+            generator: makes stochastic scorers reproducible; default torch's global one.
+            parameters: what to score, by name; default :func:`pai.prunable_parameters`.
+
+        Raises:
+            RunError: a score is NaN or infinite; the parameter is named.
+            ValueError: ``batches`` is empty or does not fit the method.
+        """
+        if parameters is None:
+            parameters = prunable_parameters(model)
+        with scoring_mode(model):
+            scores = self.score(
+                model, batches, parameters, loss_fn=loss_fn, generator=generator
+            )
+        scores = {name: value.detach() for name, value in scores.items()}
+        for name, value in scores.items():
+            if not bool(torch.isfinite(value).all()):
+                bad = int((~torch.isfinite(value)).sum())
+                raise RunError(
+                    f"{bad} of {value.numel()} scores of {name!r} are NaN or infinite "
+                    f"({type(self).__name__})"
+                )
+        return scores
+
+    @abstractmethod
+    def score(
+        self,
+        model: nn.Module,
+        batches: Batches,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        loss_fn: LossFn | None,
+        generator: torch.Generator | None,
+    ) -> Named:
+        """Return the scores of ``parameters``; called in :func:`pai.state.scoring_mode`."""

@@ -1,0 +1,1 @@
+"""Experiment trackers: mirrors of the run directory, never the only place of a number."""

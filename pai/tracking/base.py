@@ -1,0 +1,44 @@
+"""What a tracker is."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RunLabels:
+    """How a run is called and which sweep it belongs to."""
+
+    name: str
+    group: str | None
+    job_type: str
+    tags: tuple[str, ...] = ()
+
+
+class Session(Protocol):
+    """One tracked run."""
+
+    def log_epoch(self, row: Mapping[str, float]) -> None:
+        """Log the metrics of one epoch; ``row["epoch"]`` counts from 1."""
+
+    def log_scores(self, scores: Mapping[str, Tensor]) -> None:
+        """Log histograms of the scores the mask was selected from."""
+
+    def log_mask(self, report: Mapping[str, Any], path: Path) -> None:
+        """Log the mask's per-layer table and its file."""
+
+    def log_result(self, record: Mapping[str, Any]) -> None:
+        """Log the final metrics, counts and times."""
+
+
+class Tracker(Protocol):
+    """Opens a session for one run; an exception inside the block marks the run as failed."""
+
+    def session(
+        self, config: Mapping[str, Any], labels: RunLabels, run_dir: Path
+    ) -> AbstractContextManager[Session]:
+        """Return the session as a context manager."""

@@ -1,0 +1,154 @@
+"""Weights & Biases: offline unless the user is logged in or asks for online; never a prompt."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from pai.tracking.base import RunLabels, Session
+
+if TYPE_CHECKING:
+    from wandb import Run
+
+_BINS = 64
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WandbTracker:
+    """Logs to W&B; its files are in ``<run directory>/wandb``.
+
+    ``mode="auto"`` respects ``WANDB_MODE`` and is otherwise online exactly if credentials are
+    there. An online run whose server does not answer within ``init_timeout_s`` goes on offline;
+    ``wandb sync`` uploads it later.
+    """
+
+    project: str
+    entity: str | None = None
+    mode: Literal["auto", "online", "offline"] = "auto"
+    group: str | None = None
+    tags: Sequence[str] = ()
+    init_timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.init_timeout_s <= 0:
+            raise ValueError(f"init_timeout_s must be positive, got {self.init_timeout_s}")
+
+    @contextmanager
+    def session(
+        self, config: Mapping[str, Any], labels: RunLabels, run_dir: Path
+    ) -> Iterator[Session]:
+        """Open a W&B run; it is finished, or marked as failed, when the block ends."""
+        with self._start(dict(config), labels, run_dir) as run:
+            run.define_metric("epoch")
+            run.define_metric("train/*", step_metric="epoch")
+            run.define_metric("val/*", step_metric="epoch")
+            yield _WandbSession(run)
+
+    def _start(self, config: dict[str, Any], labels: RunLabels, run_dir: Path) -> "Run":
+        import wandb
+        from wandb.errors import CommError
+
+        mode = self._mode()
+
+        def init(mode: Literal["online", "offline", "disabled"]) -> "Run":
+            return wandb.init(
+                project=self.project,
+                entity=self.entity,
+                mode=mode,
+                dir=run_dir,
+                config=config,
+                name=labels.name,
+                group=self.group or labels.group,
+                job_type=labels.job_type,
+                tags=[*self.tags, *labels.tags],
+                settings=wandb.Settings(init_timeout=self.init_timeout_s, silent=True),
+                reinit="create_new",
+            )
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # W&B's own, from its dependencies
+            if mode != "online":
+                return init(mode)
+            try:
+                return init("online")
+            except CommError as error:
+                _log.warning("W&B does not answer (%s): going on offline", error)
+                return init("offline")
+
+    def _mode(self) -> Literal["online", "offline", "disabled"]:
+        import wandb
+
+        if self.mode != "auto":
+            return self.mode
+        chosen = os.environ.get("WANDB_MODE")
+        if chosen == "online":
+            return "online"
+        if chosen == "disabled":
+            return "disabled"
+        if chosen in ("offline", "dryrun"):
+            return "offline"
+        return "online" if wandb.login(prompt=False, verify=False) else "offline"
+
+
+class _WandbSession:
+    def __init__(self, run: "Run") -> None:
+        self._run = run
+
+    def log_epoch(self, row: Mapping[str, float]) -> None:
+        """Log ``train/...`` and ``val/...`` against the epoch."""
+        values: dict[str, float] = {}
+        for key, value in row.items():
+            part, _, metric = key.partition("_")
+            values[f"{part}/{metric}" if metric else key] = value
+        self._run.log(values)
+
+    def log_scores(self, scores: Mapping[str, Tensor]) -> None:
+        """Log a histogram of ``log10 |score|`` over all weights, and one for each parameter."""
+        import wandb
+
+        flat = np.concatenate([_log_magnitudes(value) for value in scores.values()])
+        parts = {"scores/all": flat}
+        parts |= {f"scores/{name}": _log_magnitudes(value) for name, value in scores.items()}
+        self._run.log(
+            {
+                key: wandb.Histogram(np_histogram=np.histogram(values, bins=_BINS))
+                for key, values in parts.items()
+                if len(values)
+            }
+        )
+
+    def log_mask(self, report: Mapping[str, Any], path: Path) -> None:
+        """Log the per-layer table and the mask's file as an artifact."""
+        import wandb
+
+        columns = ["name", "total", "kept", "density", "effective_kept"]
+        rows = [[layer[key] for key in columns] for layer in report["layers"]]
+        self._run.log({"mask/layers": wandb.Table(columns=columns, data=rows)})
+        artifact = wandb.Artifact(f"mask-{self._run.id}", type="mask")
+        artifact.add_file(str(path))
+        self._run.log_artifact(artifact)
+
+    def log_result(self, record: Mapping[str, Any]) -> None:
+        """Put the numbers a table is made of into the run's summary."""
+        summary = dict(record["metrics"])
+        mask = record["mask"]
+        summary |= {
+            f"mask/{key}": mask[key]
+            for key in ("sparsity", "sparsity_all_parameters", "effective_sparsity", "kept", "sha256")
+        }
+        summary["mask/collapsed_layers"] = len(mask["collapsed_layers"])
+        summary |= {f"time_s/{key}": value for key, value in record["timing_s"].items()}
+        self._run.summary.update(summary)
+
+
+def _log_magnitudes(values: Tensor) -> Any:
+    magnitudes = values.detach().double().abs().flatten().cpu().numpy()
+    return np.log10(magnitudes[magnitudes > 0])

@@ -1,0 +1,1 @@
+"""Training the masked network: loop, evaluation, exact zeros, checkpoints."""

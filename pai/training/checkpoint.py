@@ -1,0 +1,32 @@
+"""Checkpoints: written by rename, read without unpickling objects."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pai.errors import RunError
+from pai.records import write_bytes_atomically
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write tensors, numbers, strings and containers of them."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_bytes_atomically(path, buffer.getvalue())
+
+
+def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
+    """Return the state saved at ``path`` or ``None`` if there is none.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise RunError(f"cannot read checkpoint {path}: {error}; remove it to start over") from error
+    return state

@@ -1,0 +1,58 @@
+"""Learning-rate schedules: the factor on the base rate as a function of training progress."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class LRSchedule(Protocol):
+    """Gives the factor on the optimizer's learning rate."""
+
+    def factor(self, epoch: float, epochs: int) -> float:
+        """Return the factor at ``epoch`` (fractional within an epoch) of ``epochs``."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The base rate throughout."""
+
+    def factor(self, epoch: float, epochs: int) -> float:
+        """Return 1."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Linear warmup over ``warmup_epochs``, then half a cosine from 1 to 0 at the last epoch."""
+
+    warmup_epochs: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.warmup_epochs < 0:
+            raise ValueError(f"warmup_epochs must not be negative, got {self.warmup_epochs}")
+
+    def factor(self, epoch: float, epochs: int) -> float:
+        """Return the factor at ``epoch``, the same within a warmup longer than the training."""
+        if epoch < self.warmup_epochs:
+            return epoch / self.warmup_epochs
+        progress = (epoch - self.warmup_epochs) / max(epochs - self.warmup_epochs, 1e-12)
+        return (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Multiply by ``factor_per_step`` when each milestone epoch is reached."""
+
+    milestones: Sequence[int]
+    factor_per_step: float = 0.1
+
+    def __post_init__(self) -> None:
+        if any(epoch < 1 for epoch in self.milestones):
+            raise ValueError(f"milestones must be positive epochs, got {list(self.milestones)}")
+        if not 0 < self.factor_per_step <= 1:
+            raise ValueError(f"factor_per_step must be in (0, 1], got {self.factor_per_step}")
+
+    def factor(self, epoch: float, epochs: int) -> float:
+        """Return ``factor_per_step ** (milestones passed)``."""
+        return self.factor_per_step ** sum(epoch >= milestone for milestone in self.milestones)

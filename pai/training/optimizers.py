@@ -1,0 +1,61 @@
+"""Optimizers: typed options now, torch's optimizer once the parameters exist."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+
+class OptimizerBuilder(Protocol):
+    """Builds an optimizer for some parameters."""
+
+    def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the optimizer; its base learning rate is the option ``lr``."""
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """Stochastic gradient descent with momentum (``torch.optim.SGD``)."""
+
+    lr: float
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        _check_lr(self.lr)
+        if self.nesterov and self.momentum <= 0:
+            raise ValueError("nesterov needs a positive momentum")
+
+    def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return ``torch.optim.SGD``."""
+        return torch.optim.SGD(
+            parameters, lr=self.lr, momentum=self.momentum,
+            weight_decay=self.weight_decay, nesterov=self.nesterov,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay (``torch.optim.AdamW``)."""
+
+    lr: float
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.999
+
+    def __post_init__(self) -> None:
+        _check_lr(self.lr)
+
+    def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Return ``torch.optim.AdamW``."""
+        return torch.optim.AdamW(
+            parameters, lr=self.lr, weight_decay=self.weight_decay, betas=(self.beta1, self.beta2)
+        )
+
+
+def _check_lr(lr: float) -> None:
+    if not lr > 0:
+        raise ValueError(f"lr must be positive, got {lr}")
