@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pai.errors import ConfigError
+from pai.errors import ConfigError, RunError
 from pai.paths import config_folder
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ def main() -> None:
     except ConfigError as error:
         print(f"config error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
+    except RunError as error:  # a damaged file seen while checking; nothing has started
+        print(f"run error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(1)
     sys.exit(_sweep(jobs) if arguments.multirun else _single(jobs[0]))
 
 
@@ -166,7 +169,5 @@ def _sweep(jobs: list[tuple[Path, Path]]) -> int:
 
 
 def _one_line(error: BaseException) -> str:
-    from pai.errors import RunError
-
     text = " ".join(str(error).split())
     return text if isinstance(error, ConfigError | RunError) else f"{type(error).__name__}: {text}"

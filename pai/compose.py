@@ -15,7 +15,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from pai.errors import ConfigError, nearest
 from pai.paths import config_folder
-from pai.validation import GROUPS
+from pai.schema import GROUPS
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,10 @@ def compose_jobs(arguments: argparse.Namespace) -> list[Job]:
     with initialize_config_dir(str(folder), version_base="1.3", job_name="pai"):
         parsed = _parse(overrides)
         _check_sweeps(parsed, multirun=arguments.multirun)
-        jobs = [
+        return [
             _job(name, list(combination), multirun=arguments.multirun)
             for combination in itertools.product(*(_values(override) for override in parsed))
         ]
-    return jobs
 
 
 def _parse(overrides: list[str]) -> list[Override]:
@@ -116,7 +115,8 @@ def _explain(error: Exception, name: str, overrides: list[str]) -> str:
         last = str(key).rpartition(".")[2]
         return f"{key}: unknown key{nearest(last, siblings)} (known: {', '.join(siblings)})"
     place = f"{key}: " if key else ""
-    return f"{place}{_first_line(error)}" + (f" ({_first_line(cause)})" if cause else "")
+    detail = f" ({_first_line(cause)})" if cause else ""
+    return f"{place}{_first_line(error)}{detail}; the overrides were: {' '.join(overrides)}"
 
 
 def _siblings(key: str, name: str, overrides: list[str]) -> list[str]:

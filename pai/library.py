@@ -43,10 +43,9 @@ def load_schedule(name: str, **options: Any) -> Any:
 
 def load(group: str, name: str, **options: Any) -> Any:
     """Return what ``conf/<group>/<name>.yaml`` describes, instantiated."""
-    from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    from pai.validation import check_component, located_value_errors
+    from pai.components import build
 
     choices = available(group)
     if name not in choices:
@@ -62,7 +61,4 @@ def load(group: str, name: str, **options: Any) -> Any:
                 f"{group} {name} has no option {key!r}; it has {', '.join(known) or 'none'}"
                 f"{nearest(key, known)}"
             )
-    node |= options
-    check_component(group, node)
-    with located_value_errors(group):
-        return instantiate(node)
+    return build(group, node | options)

@@ -1,21 +1,24 @@
 """From a validated configuration to the objects of a run: everything cheap, nothing started."""
 
+import functools
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from torch import nn
 
+from pai.components import build
 from pai.data.bundle import DataSpec
 from pai.errors import ConfigError
 from pai.masking.schedule import Schedule
 from pai.prunable import classifier, prunable_parameters
+from pai.schema import GROUPS, check_config
 from pai.scorers.base import Scorer
 from pai.tracking.base import Tracker
 from pai.training.options import Training
-from pai.validation import GROUPS, check_config, located_value_errors
+from pai.warmup import Warmup
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Plan:
     spec: DataSpec
     build_model: Callable[[], nn.Module]
     scorer: Scorer
-    warmup: Callable[..., Any]
+    warmup: Warmup
     schedule: Schedule
     training: Training
     tracker: Tracker
@@ -37,17 +40,14 @@ class Plan:
 def prepare(config: Mapping[str, Any]) -> Plan:
     """Validate ``config`` and build its components.
 
-    The data set is only looked at (folders, one image header), and the model is built and run on
-    the meta device, which allocates nothing.
+    The data set is only looked at (folders, one image header); the model is built and run on two
+    empty images on the CPU.
 
     Raises:
         ConfigError: what the user has to change, naming the key.
     """
     check_config(config)
-    parts = {}
-    for group in GROUPS:
-        with located_value_errors(group):
-            parts[group] = instantiate(config[group], _convert_="all")
+    parts = {group: build(group, config[group]) for group in GROUPS if group != "model"}
     spec = parts["dataset"].check()
     wanted = config["scoring"]["samples_per_class"]
     if wanted > spec.smallest_class:
@@ -55,17 +55,12 @@ def prepare(config: Mapping[str, Any]) -> Plan:
             f"scoring.samples_per_class: {wanted} is too many; the smallest class has "
             f"{spec.smallest_class} training images"
         )
-
-    def build_model() -> nn.Module:
-        model: nn.Module = parts["model"](num_classes=spec.num_classes, in_channels=spec.channels)
-        return model
-
-    _check_model(build_model, spec, include_classifier=config["include_classifier"])
+    _check_model(json.dumps(config["model"]), spec, include_classifier=config["include_classifier"])
     return Plan(
         config=dict(config),
         dataset=parts["dataset"],
         spec=spec,
-        build_model=build_model,
+        build_model=_model_builder(config["model"], spec),
         scorer=parts["scorer"],
         warmup=parts["warmup"],
         schedule=parts["schedule"],
@@ -73,6 +68,11 @@ def prepare(config: Mapping[str, Any]) -> Plan:
         tracker=parts["logger"],
         device=resolve_device(config["device"]),
     )
+
+
+def _model_builder(node: Mapping[str, Any], spec: DataSpec) -> Callable[[], nn.Module]:
+    builder = build("model", node)
+    return functools.partial(builder, num_classes=spec.num_classes, in_channels=spec.channels)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -97,15 +97,16 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def _check_model(
-    build_model: Callable[[], nn.Module], spec: DataSpec, *, include_classifier: bool
-) -> None:
-    with torch.device("meta"), torch.no_grad():
-        with located_value_errors("model"):
-            model = build_model().eval()
-        images = torch.zeros(2, spec.channels, spec.height, spec.width)
+@functools.cache
+def _check_model(model_config: str, spec: DataSpec, *, include_classifier: bool) -> None:
+    """Build the model once and run it on two empty images; remembered over the jobs of a sweep."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
-            outputs = model(images)
+            model = _model_builder(json.loads(model_config), spec)().eval()
+        except ValueError as error:
+            raise ConfigError(f"model: {error}") from error
+        try:
+            outputs = model(torch.zeros(2, spec.channels, spec.height, spec.width))
         except RuntimeError as error:
             raise ConfigError(
                 f"model: does not fit images of {spec.channels}x{spec.height}x{spec.width} "

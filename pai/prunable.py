@@ -1,6 +1,7 @@
 """Which parameters may be pruned: the weights of convolutions and linear layers, by module type."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -44,8 +45,9 @@ def classifier(model: nn.Module) -> nn.Module | None:
     A timm model says so itself (``get_classifier``). Otherwise it is the prunable layer
     registered last, which is where every common model family puts its head.
     """
-    if callable(getattr(model, "get_classifier", None)):
-        head = model.get_classifier()
+    get_classifier: Any = getattr(model, "get_classifier", None)
+    if callable(get_classifier):
+        head = get_classifier()
         return head if isinstance(head, nn.Module) else None
     layers = [module for module, _ in _weights(model)]
     return layers[-1] if layers else None

@@ -134,7 +134,9 @@ def _pipeline(plan: Plan, run_dir: Path, record: dict[str, Any], session: Sessio
         save_mask(mask, run_dir / MASK_FILE)
         write_record(run_dir, record)
     if record["mask"]["collapsed_layers"]:
-        _log.warning("LAYER COLLAPSE: no weight left in %s", ", ".join(record["mask"]["collapsed_layers"]))
+        _log.warning(
+            "LAYER COLLAPSE: no weight left in %s", ", ".join(record["mask"]["collapsed_layers"])
+        )
     session.log_mask(record["mask"], run_dir / MASK_FILE)
 
     def on_epoch(row: dict[str, float]) -> None:

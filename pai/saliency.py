@@ -1,8 +1,8 @@
 """Saliencies: pure one-liners on weight ``w``, mean gradient ``g`` and curvature diagonal ``h``.
 
-Each names as its arguments the factors it needs, and only those are computed. ``g`` and ``h`` belong
-to the same objective, the mean loss per sample, so sums of their terms are in units of loss.
-High = keep.
+Each names as its arguments the factors it needs, and only those are computed. ``g`` and ``h``
+belong to the same objective, the mean loss per sample, so sums of their terms are in units of
+loss. High = keep.
 """
 
 from torch import Tensor

@@ -17,9 +17,7 @@ def derive_seed(seed: int, purpose: str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def generator(
-    seed: int, purpose: str, device: torch.device | str = "cpu"
-) -> torch.Generator:
+def generator(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a generator on ``device`` for one purpose of one run."""
     return torch.Generator(device=device).manual_seed(derive_seed(seed, purpose))
 

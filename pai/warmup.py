@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,52 @@ class WarmupReport:
     statistics: Statistics | None
 
 
-def no_warmup(model: nn.Module, batches: Batches) -> WarmupReport:
-    """Leave ``model`` as it is."""
-    return WarmupReport(len(_batchnorms(model)), batches=0, statistics=None)
+class Warmup(Protocol):
+    """Changes nothing but the statistics of normalisation layers."""
+
+    def __call__(self, model: nn.Module, batches: Batches) -> WarmupReport:
+        """Warm up ``model`` in place."""
+
+
+@dataclass(frozen=True)
+class NoWarmup:
+    """Leaves the model as it is."""
+
+    def __call__(self, model: nn.Module, batches: Batches) -> WarmupReport:
+        """Count the BatchNorm layers that keep their initial statistics."""
+        return WarmupReport(len(_batchnorms(model)), batches=0, statistics=None)
+
+
+@dataclass(frozen=True)
+class BatchNormWarmup:
+    """The options of :func:`warm_up_batchnorm`, checked before any work."""
+
+    statistics: Statistics = "running"
+    num_batches: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_batches is not None and self.num_batches < 1:
+            raise ValueError(f"num_batches must be at least 1, got {self.num_batches}")
+        if self.statistics not in ("running", "population"):
+            raise ValueError(
+                f"statistics must be 'running' or 'population', got {self.statistics!r}"
+            )
+
+    def __call__(self, model: nn.Module, batches: Batches) -> WarmupReport:
+        """Warm up ``model`` in place; see :func:`warm_up_batchnorm`."""
+        layers = _batchnorms(model)
+        if not layers:
+            return WarmupReport(0, batches=0, statistics=None)
+        observe = _population(layers) if self.statistics == "population" else _nothing()
+        seen = 0
+        with _only_batchnorm_trains(model, layers), observe as commit, torch.no_grad():
+            for inputs, _ in islice(batches, self.num_batches):
+                model(inputs)
+                seen += 1
+            commit()
+        if seen == 0:
+            raise ValueError("batches is empty: BatchNorm warmup needs at least one batch")
+        return WarmupReport(len(layers), seen, self.statistics)
 
 
 def warm_up_batchnorm(
@@ -63,23 +106,7 @@ def warm_up_batchnorm(
     Raises:
         ValueError: ``num_batches`` is below 1, ``statistics`` unknown, or there is no batch.
     """
-    if num_batches is not None and num_batches < 1:
-        raise ValueError(f"num_batches must be at least 1, got {num_batches}")
-    if statistics not in ("running", "population"):
-        raise ValueError(f"statistics must be 'running' or 'population', got {statistics!r}")
-    layers = _batchnorms(model)
-    if not layers:
-        return WarmupReport(0, batches=0, statistics=None)
-    observe = _population(layers) if statistics == "population" else _nothing()
-    seen = 0
-    with _only_batchnorm_trains(model, layers), observe as commit, torch.no_grad():
-        for inputs, _ in islice(batches, num_batches):
-            model(inputs)
-            seen += 1
-        commit()
-    if seen == 0:
-        raise ValueError("batches is empty: BatchNorm warmup needs at least one batch")
-    return WarmupReport(len(layers), seen, statistics)
+    return BatchNormWarmup(statistics, num_batches)(model, batches)
 
 
 def _batchnorms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

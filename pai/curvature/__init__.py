@@ -59,7 +59,8 @@ def curvature_diagonal(
         ValueError: an unknown estimator or option, an option out of range, or no batch.
 
     Example:
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> from torch.nn import Linear, ReLU, Sequential
+        >>> model = Sequential(Linear(4, 8), ReLU(), Linear(8, 3))
         >>> batches = [(torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]))]
         >>> curvature_diagonal(model, batches, estimator="exact_ggn")["0.weight"].shape
         torch.Size([8, 4])

@@ -35,4 +35,4 @@ class Estimator(Protocol):
         generator: torch.Generator | None,
         with_gradient: bool,
     ) -> Estimate:
-        """Estimate inside :func:`pai.state.scoring_mode`; same keys and shapes as ``parameters``."""
+        """Estimate, inside :func:`pai.state.scoring_mode`; keys and shapes of ``parameters``."""

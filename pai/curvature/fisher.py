@@ -113,6 +113,7 @@ def require_logits(outputs: Tensor) -> Tensor:
 
 def sum_of_losses(loss_fn: LossFn | None, temperature: float) -> Pullbacks:
     """Return the pullback of the plain objective: one scalar, the sum of the samples' losses."""
+
     def pullbacks(outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
         yield len(targets) * mean_loss(outputs, targets, loss_fn, temperature)
 

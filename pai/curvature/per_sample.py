@@ -85,7 +85,7 @@ def per_sample_sums(
         with _recorded(model, quick, sums) as flush:
             for scalar in pullbacks(model(inputs), targets):
                 if scalar.requires_grad:  # otherwise no covered layer has taken part
-                    scalar.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+                    scalar.backward(retain_graph=True)
                 flush()
     if slow:
         _one_by_one(model, batch, slow, pullbacks, sums)
@@ -129,9 +129,7 @@ def covered_by_rules(
     return frozenset(covered)
 
 
-def _owners(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter]
-) -> dict[str, list[nn.Module]]:
+def _owners(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, list[nn.Module]]:
     """Return, by parameter name, the modules with a rule whose ``weight`` it is."""
     names = {id(parameter): name for name, parameter in parameters.items()}
     owners: dict[str, list[nn.Module]] = {}
@@ -170,7 +168,7 @@ def _recorded(
 
         if not out.requires_grad:  # the first layer of the graph: autograd starts here
             out = out.requires_grad_().clone()
-        out.register_hook(on_gradient)  # type: ignore[no-untyped-call]
+        out.register_hook(on_gradient)
         return out
 
     def _receive(name: str, module: nn.Module, x: Tensor, grad: Tensor) -> None:

@@ -73,7 +73,7 @@ def mask_report(model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor) ->
         inputs: a batch, for its shape.
     """
     effective = effective_kept(model, mask, inputs)
-    layers = []
+    layers: list[dict[str, Any]] = []
     for name, keep in mask.items():
         total, kept = keep.numel(), int(keep.sum())
         layers.append(

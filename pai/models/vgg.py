@@ -22,7 +22,9 @@ class VGG(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         channels = in_channels
-        for out_channels, count in zip(_STAGE_CHANNELS, _CONVOLUTIONS_PER_STAGE[depth], strict=True):
+        for out_channels, count in zip(
+            _STAGE_CHANNELS, _CONVOLUTIONS_PER_STAGE[depth], strict=True
+        ):
             for _ in range(count):
                 layers += [
                     nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),

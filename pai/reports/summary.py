@@ -31,7 +31,9 @@ def summarise(record: Mapping[str, Any], run_dir: Path) -> str:
         f"({metrics['best_val_epoch']}); validation {metrics['val_accuracy']:.2%}"
     )
     parts = ", ".join(
-        f"{key} {times[key]:.1f}" for key in ("data", "warmup", "score", "mask", "train") if key in times
+        f"{key} {times[key]:.1f}"
+        for key in ("data", "warmup", "score", "mask", "train")
+        if key in times
     )
     lines.append(f"seconds    {times['total']:.1f} in all: {parts}")
     lines.append(f"files      {run_dir}")

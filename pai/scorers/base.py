@@ -46,9 +46,7 @@ class Scorer(ABC):
         if parameters is None:
             parameters = prunable_parameters(model)
         with scoring_mode(model):
-            scores = self.score(
-                model, batches, parameters, loss_fn=loss_fn, generator=generator
-            )
+            scores = self.score(model, batches, parameters, loss_fn=loss_fn, generator=generator)
         scores = {name: value.detach() for name, value in scores.items()}
         for name, value in scores.items():
             if not bool(torch.isfinite(value).all()):

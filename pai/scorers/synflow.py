@@ -34,8 +34,7 @@ class SynFlow(Scorer):
         inputs, _, _ = next(sized(batches))
         ones = torch.ones_like(inputs[:1], dtype=torch.float64)
         absolute = {
-            name: p.detach().abs().double().requires_grad_()
-            for name, p in model.named_parameters()
+            name: p.detach().abs().double().requires_grad_() for name, p in model.named_parameters()
         }
         flow = functional_call(model, {**absolute, **_positive_buffers(model)}, (ones,)).sum()
         chosen = {name: absolute[name] for name in parameters}

@@ -46,11 +46,16 @@ class WandbTracker:
         self, config: Mapping[str, Any], labels: RunLabels, run_dir: Path
     ) -> Iterator[Session]:
         """Open a W&B run; it is finished, or marked as failed, when the block ends."""
-        with self._start(dict(config), labels, run_dir) as run:
+        run = self._start(dict(config), labels, run_dir)
+        exit_code = 1
+        try:  # not `with run`: W&B would print the traceback, which belongs into the log file
             run.define_metric("epoch")
             run.define_metric("train/*", step_metric="epoch")
             run.define_metric("val/*", step_metric="epoch")
             yield _WandbSession(run)
+            exit_code = 0
+        finally:
+            run.finish(exit_code=exit_code)
 
     def _start(self, config: dict[str, Any], labels: RunLabels, run_dir: Path) -> "Run":
         import wandb
@@ -129,7 +134,7 @@ class _WandbSession:
         """Log the per-layer table and the mask's file as an artifact."""
         import wandb
 
-        columns = ["name", "total", "kept", "density", "effective_kept"]
+        columns: list[str | int] = ["name", "total", "kept", "density", "effective_kept"]
         rows = [[layer[key] for key in columns] for layer in report["layers"]]
         self._run.log({"mask/layers": wandb.Table(columns=columns, data=rows)})
         artifact = wandb.Artifact(f"mask-{self._run.id}", type="mask")
@@ -142,7 +147,13 @@ class _WandbSession:
         mask = record["mask"]
         summary |= {
             f"mask/{key}": mask[key]
-            for key in ("sparsity", "sparsity_all_parameters", "effective_sparsity", "kept", "sha256")
+            for key in (
+                "sparsity",
+                "sparsity_all_parameters",
+                "effective_sparsity",
+                "kept",
+                "sha256",
+            )
         }
         summary["mask/collapsed_layers"] = len(mask["collapsed_layers"])
         summary |= {f"time_s/{key}": value for key, value in record["timing_s"].items()}

@@ -28,5 +28,7 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise RunError(f"cannot read checkpoint {path}: {error}; remove it to start over") from error
+        raise RunError(
+            f"cannot read checkpoint {path}: {error}; remove it to start over"
+        ) from error
     return state

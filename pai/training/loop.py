@@ -109,7 +109,7 @@ def _train_epoch(
         optimizer.zero_grad(set_to_none=True)
         logits = model(inputs)
         loss = F.cross_entropy(logits, targets, label_smoothing=options.label_smoothing)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         pruned.zero()
         loss_sum = loss_sum + loss.detach().double() * len(targets)

@@ -16,7 +16,7 @@ class PrunedWeights:
     def __init__(self, model: nn.Module, mask: Mapping[str, Tensor]) -> None:
         parameters = dict(model.named_parameters())
         pruned = {name: keep for name, keep in mask.items() if not bool(keep.all())}
-        self._weights = [parameters[name] for name in pruned]
+        self._weights: list[Tensor] = [parameters[name] for name in pruned]
         self._masks = [
             keep.to(device=parameters[name].device, dtype=parameters[name].dtype)
             for name, keep in pruned.items()

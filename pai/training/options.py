@@ -23,5 +23,3 @@ class Training:
             raise ValueError(f"batch_size must be at least 2, got {self.batch_size}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
-
-

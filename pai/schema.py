@@ -1,0 +1,52 @@
+"""The schema of a whole configuration: top-level keys here, each group by its own signature."""
+
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from pai.components import STRICT, component_faults, model_faults
+from pai.errors import ConfigError
+
+
+class Scoring(BaseModel):
+    """What the scorer sees."""
+
+    model_config = STRICT
+    samples_per_class: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    warmup_batch_size: int = Field(ge=2)
+
+
+class TopLevel(BaseModel):
+    """The keys of ``conf/config.yaml``; the groups are components, checked one by one."""
+
+    model_config = STRICT
+    dataset: dict[str, Any]
+    model: dict[str, Any]
+    scorer: dict[str, Any]
+    warmup: dict[str, Any]
+    schedule: dict[str, Any]
+    training: dict[str, Any]
+    logger: dict[str, Any]
+    scoring: Scoring
+    sparsity: float = Field(ge=0, lt=1)
+    scope: typing.Literal["global", "layer"]
+    include_classifier: bool
+    seed: int = Field(ge=0)
+    device: str = Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+
+
+GROUPS = ("dataset", "model", "scorer", "warmup", "schedule", "training", "logger")
+_SUPPLIED_BY_THE_RUN = {"model": ("num_classes", "in_channels")}
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Raise :class:`ConfigError` naming every unknown key, wrong type and value out of range."""
+    faults = model_faults("", TopLevel, config)
+    if not faults:
+        for group in GROUPS:
+            faults += component_faults(group, config[group], _SUPPLIED_BY_THE_RUN.get(group, ()))
+    if faults:
+        raise ConfigError("; ".join(faults))
