@@ -1,0 +1,227 @@
+"""Toy problems in float64 for comparison with dense autograd.
+
+``piecewise_linear`` marks networks that are piecewise affine in every single weight: there the
+diagonal of the Hessian is that of the GGN.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CLASSES = 3
+SAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network with data; ``slow`` names parameters no per-sample rule covers."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    piecewise_linear: bool = False
+    slow: tuple[str, ...] = ()
+
+    def problem(self) -> tuple[nn.Module, Tensor, Tensor]:
+        """Return model (eval mode, random statistics), inputs and targets, always the same."""
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = self.build().double().eval()
+            for module in model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    assert module.running_mean is not None and module.running_var is not None
+                    module.running_mean.normal_()
+                    module.running_var.uniform_(0.5, 2)
+            inputs = torch.randn(SAMPLES, *self.shape, dtype=torch.float64)
+            targets = torch.randint(0, CLASSES, (SAMPLES,))
+        return model, inputs, targets
+
+
+def _mlp(activation: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 6), activation, nn.Linear(6, 5), activation, nn.Linear(5, 3))
+
+
+def _cnn(conv: nn.Module, channels: int) -> nn.Module:
+    return nn.Sequential(
+        conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(channels, CLASSES),
+    )  # fmt: skip
+
+
+class Residual(nn.Module):
+    """In-place residual addition and in-place ReLU, max pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 4, 3, padding=1, bias=False)
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.pool = nn.MaxPool2d(2)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        out = self.norm(self.conv(x))
+        out += x
+        out = F.relu_(out)
+        return self.head(self.pool(out).mean((2, 3)))
+
+
+class InPlaceRightAfterConvolution(nn.Module):
+    """The convolution's own output is changed in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3)
+        self.conv2 = nn.Conv2d(4, 4, 2)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu_(self.conv(x))
+        out = self.conv2(out)
+        out *= 2
+        return self.head(out.relu_().mean((2, 3)))
+
+
+class Shared(nn.Module):
+    """One layer used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.layer(torch.tanh(self.layer(x)))))
+
+
+class Tied(nn.Module):
+    """Two layers with one weight, one of them used functionally as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+        self.b = nn.Linear(4, 4)
+        self.b.weight = self.a.weight
+        self.c = nn.Linear(4, 4)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.b(torch.tanh(self.a(x))))
+        return self.head(torch.tanh(self.c(x)) + F.linear(x, self.c.weight))
+
+
+class Sequence(nn.Module):
+    """Linear layers over a sequence axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 5)
+        self.second = nn.Linear(5, 4)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.gelu(self.second(F.relu(self.first(x)))).mean(1))
+
+
+class Attention(nn.Module):
+    """Multi-head attention with a packed projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(3, 4)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.norm = nn.LayerNorm(4)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.head(self.norm(x + self.attention(x, x, x)[0]).mean(1))
+
+
+class StandardisedConv2d(nn.Conv2d):
+    """A convolution that transforms its weight: the plain rule would be wrong."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class NonContiguous(nn.Module):
+    """Transposed and strided views between the layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 6)
+        self.conv = nn.Conv1d(5, 4, 3, padding=1)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x.transpose(1, 2)))
+        x = F.relu(self.conv(x[:, :, ::2]))
+        return self.head(x.mean(2))
+
+
+class ChannelsLast(nn.Module):
+    """A convolution that receives a channels_last tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 3, 3, stride=2, padding=1)
+        self.second = nn.Conv2d(3, 3, 1)
+        self.head = nn.Linear(3, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x.contiguous(memory_format=torch.channels_last)))
+        return self.head(self.second(x).mean((2, 3)))
+
+
+def _conv(name: str, layer: Callable[[], nn.Module], channels: int) -> Case:
+    return Case(name, lambda: _cnn(layer(), channels), (4, 6, 6), piecewise_linear=True)
+
+
+CASES = [
+    Case("mlp_relu", lambda: _mlp(nn.ReLU()), (4,), piecewise_linear=True),
+    Case("mlp_tanh", lambda: _mlp(nn.Tanh()), (4,)),
+    _conv("conv_plain", lambda: nn.Conv2d(4, 3, 3), 3),
+    _conv("conv_stride_padding", lambda: nn.Conv2d(4, 3, 3, stride=2, padding=(1, 2)), 3),
+    _conv("conv_same", lambda: nn.Conv2d(4, 3, (4, 3), padding="same"), 3),
+    _conv("conv_dilation", lambda: nn.Conv2d(4, 3, 3, dilation=2, padding=2), 3),
+    _conv("conv_groups", lambda: nn.Conv2d(4, 6, 3, groups=2, padding=1), 6),
+    _conv("conv_depthwise", lambda: nn.Conv2d(4, 8, 3, groups=4, stride=2, bias=False), 8),
+    _conv("conv_reflect", lambda: nn.Conv2d(4, 3, 3, padding=1, padding_mode="reflect"), 3),
+    _conv("conv_circular", lambda: nn.Conv2d(4, 3, 3, padding=1, padding_mode="circular"), 3),
+    Case(
+        "conv1d",
+        lambda: nn.Sequential(
+            nn.Conv1d(3, 4, 3, stride=2, dilation=2, padding=1), nn.ReLU(), nn.Flatten(),
+            nn.Linear(12, CLASSES),
+        ),
+        (3, 8),
+        piecewise_linear=True,
+    ),
+    Case("residual", Residual, (2, 6, 6), piecewise_linear=True),
+    Case("in_place", InPlaceRightAfterConvolution, (2, 5, 5), piecewise_linear=True),
+    Case("shared", Shared, (4,)),
+    Case("tied", Tied, (4,), slow=("c.weight",)),
+    Case("sequence", Sequence, (3, 4)),
+    Case("attention", Attention, (3, 3), slow=("attention.in_proj_weight", "attention.out_proj.weight")),
+    Case("non_contiguous", NonContiguous, (4, 5), piecewise_linear=True),
+    Case("channels_last", ChannelsLast, (4, 6, 6), piecewise_linear=True),
+    Case(
+        "standardised",
+        lambda: _cnn(StandardisedConv2d(4, 3, 3), 3),
+        (4, 5, 5),
+        slow=("0.weight",),
+    ),
+    Case(
+        "conv_transpose",
+        lambda: _cnn(nn.ConvTranspose2d(4, 3, 3, stride=2), 3),
+        (4, 3, 3),
+        piecewise_linear=True,
+        slow=("0.weight",),
+    ),
+]  # fmt: skip
