@@ -16,10 +16,11 @@ class SynFlow(Scorer):
     """``|w| * dR/d|w|`` with ``R = sum of outputs`` for an input of ones and absolute weights.
 
     The batches only tell the input's shape. Computed in float64 on a copy of the parameters, since
-    the flow through a deep network leaves the range of float32. BatchNorm acts as the positive
-    scaling ``|gamma| / sqrt(running_var + eps)`` plus ``|beta|``: its running mean is taken as zero
-    (as it is at initialization), because after a warmup a mean would be subtracted from an
-    all-positive signal and could cut the flow.
+    the flow through a deep network leaves the range of float32. Everything additive is zero, as in
+    the paper's ``R = 1^T (prod_l |W_l|) 1``: biases, and the running means of BatchNorm, which thus
+    acts as the positive scaling ``|gamma| / sqrt(running_var + eps)``. A bias would be a source of
+    flow of its own and void the conservation law that prevents layer collapse (the original code
+    keeps ``|bias|``; for layers without bias and with BatchNorm's initial zeros both agree).
 
     This is one round. The method is iterative: 100 rounds with density ``rho^(k/100)`` after round
     k, which is ``schedule=exponential``, the schedule that ``scorer=synflow`` selects by default.
@@ -34,7 +35,8 @@ class SynFlow(Scorer):
         inputs, _, _ = next(sized(batches))
         ones = torch.ones_like(inputs[:1], dtype=torch.float64)
         absolute = {
-            name: p.detach().abs().double().requires_grad_() for name, p in model.named_parameters()
+            name: p.detach().abs().double().mul(not name.endswith("bias")).requires_grad_()
+            for name, p in model.named_parameters()
         }
         flow = functional_call(model, {**absolute, **_positive_buffers(model)}, (ones,)).sum()
         chosen = {name: absolute[name] for name in parameters}

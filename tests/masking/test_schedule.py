@@ -1,0 +1,104 @@
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import pai
+from pai.masking.schedule import Exponential, Linear, OneShot, Schedule, iterate
+from pai.models.resnet import thin_resnet
+
+rounds = st.integers(1, 200)
+targets = st.floats(0, 0.9999)
+
+
+@given(rounds=rounds, target=targets)
+def test_exponential_schedule_has_constant_ratio_of_densities(rounds: int, target: float) -> None:
+    densities = [1 - s for s in Exponential(rounds).sparsities(target)]
+    assert len(densities) == rounds and densities[-1] == 1 - target
+    for k, density in enumerate(densities, start=1):
+        assert density == pytest.approx((1 - target) ** (k / rounds), rel=1e-9)
+
+
+def test_exponential_first_round_at_ninety_percent_keeps_nearly_everything() -> None:
+    """The public code of the paper removes 99.9 % here: it takes sparsity for density."""
+    assert Exponential(100).sparsities(0.9)[0] == pytest.approx(1 - 0.1**0.01)
+    assert Exponential(100).sparsities(0.9)[0] < 0.03
+
+
+@given(rounds=rounds, target=targets)
+def test_linear_schedule_has_equal_steps(rounds: int, target: float) -> None:
+    steps = [0.0, *Linear(rounds).sparsities(target)]
+    assert len(steps) == rounds + 1 and steps[-1] == target
+    for a, b in itertools.pairwise(steps):
+        assert b - a == pytest.approx(target / rounds, abs=1e-12)
+
+
+def test_one_shot_has_one_round() -> None:
+    assert OneShot().sparsities(0.7) == [0.7]
+
+
+@pytest.mark.parametrize("schedule", [Exponential, Linear])
+def test_no_rounds_are_refused(schedule: Any) -> None:
+    with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
+        schedule(0)
+
+
+@pytest.mark.parametrize("schedule", [OneShot(), Exponential(5), Linear(4)])
+def test_each_round_scores_the_network_pruned_so_far(schedule: Schedule) -> None:
+    seen: list[Mapping[str, Tensor] | None] = []
+
+    def score(mask: Any) -> dict[str, Tensor]:
+        seen.append(mask)
+        return {"a": torch.arange(100.0)}
+
+    mask = iterate(score, schedule, 0.9, "global")
+    kept = [100 if m is None else int(m["a"].sum()) for m in seen]
+    wanted = [100, *(round((1 - s) * 100) for s in schedule.sparsities(0.9))]
+    assert kept == wanted[:-1]
+    assert mask["a"].tolist() == [False] * 90 + [True] * 10
+
+
+def test_find_mask_shows_each_round_zeroed_weights_and_leaves_the_model_alone() -> None:
+    model = thin_resnet(num_classes=3, in_channels=1, depth=8, width=4)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    zeros = []
+
+    def scorer(model: nn.Module, batches: Any, **options: Any) -> dict[str, Tensor]:
+        zeros.append(sum(int((p == 0).sum()) for p in options["parameters"].values()))
+        return {name: p.detach().abs() for name, p in options["parameters"].items()}
+
+    batches = [(torch.zeros(1, 1, 8, 8), torch.tensor([0]))]
+    mask = pai.find_mask(model, batches, scorer, sparsity=0.5, schedule=Linear(2))
+    total = sum(m.numel() for m in mask.values())
+    assert zeros == [0, total - round(0.75 * total)]
+    assert sum(int(m.sum()) for m in mask.values()) == round(0.5 * total)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_iterated_synflow_never_removes_a_whole_layer_before_it_must() -> None:
+    """Theorem 3 of Tanaka et al. 2020: at maximal compression every layer keeps a weight."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(20, 100), nn.ReLU(), nn.Linear(100, 5), nn.ReLU(), nn.Linear(5, 100), nn.ReLU(),
+        nn.Linear(100, 3),
+    )  # fmt: skip
+    batches = [(torch.zeros(1, 20), torch.tensor([0]))]
+    synflow = pai.load_scorer("synflow")
+    arguments: dict[str, Any] = {"sparsity": 0.997, "include_classifier": True}
+    mask = pai.find_mask(model, batches, synflow, schedule=Exponential(100), **arguments)
+    assert all(bool(m.any()) for m in mask.values())
+    magnitude = pai.load_scorer("magnitude")
+    assert not all(
+        bool(m.any()) for m in pai.find_mask(model, batches, magnitude, **arguments).values()
+    )
+
+
+def test_a_model_without_prunable_weights_is_refused() -> None:
+    batches = [(torch.zeros(1, 3), torch.tensor([0]))]
+    with pytest.raises(ValueError, match="no prunable weights"):
+        pai.find_mask(nn.Linear(3, 2), batches, pai.load_scorer("magnitude"), sparsity=0.5)
