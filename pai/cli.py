@@ -125,10 +125,16 @@ def _job(config: "DictConfig") -> float | None:
 def _labels(hydra: Any, *, multirun: bool) -> "RunLabels":
     from pai.tracking.base import RunLabels
 
-    name = hydra.job.override_dirname or "default"
-    if not multirun:
-        return RunLabels(name=name, group=None, job_type="run")
-    return RunLabels(name=name, group=Path(hydra.sweep.dir).name, job_type="sweep")
+    return RunLabels(
+        name=hydra.job.override_dirname or "default",
+        group=Path(hydra.sweep.dir).name if multirun else None,
+        job_type="sweep" if multirun else "run",
+        choices={
+            str(group): str(choice)
+            for group, choice in hydra.runtime.choices.items()
+            if not str(group).startswith("hydra")
+        },
+    )
 
 
 def _single(job: tuple[Path, Path]) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,17 @@ def compose_jobs(arguments: argparse.Namespace) -> list[Job]:
     with initialize_config_dir(str(folder), version_base="1.3", job_name="pai"):
         parsed = _parse(overrides)
         _check_sweeps(parsed, multirun=arguments.multirun)
+        fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
+        params = _compose(name, fixed).hydra.sweeper.get("params") or {}
+        if params and not arguments.multirun:
+            raise ConfigError(
+                f"hydra.sweeper.params: this configuration sweeps over {', '.join(params)}; add -m"
+            )
+        parsed = _parse([f"{key}={value}" for key, value in params.items()]) + parsed
+        axes = {override.get_key_element(): _values(override) for override in parsed}
         return [
-            _job(name, list(combination), multirun=arguments.multirun)
-            for combination in itertools.product(*(_values(override) for override in parsed))
+            _job(name, [text for text in combination if text], multirun=arguments.multirun)
+            for combination in itertools.product(*axes.values())
         ]
 
 
@@ -79,13 +88,20 @@ def _values(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [str(override.input_line)]
     if not override.is_discrete_sweep():
-        return []
+        return [""]
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
-def _job(name: str, overrides: list[str], *, multirun: bool) -> Job:
+def _compose(name: str, overrides: list[str]) -> DictConfig:
     try:
-        composed = compose(name, overrides=overrides, return_hydra_config=True)
+        return compose(name, overrides=overrides, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(_explain(error, name, overrides)) from error
+
+
+def _job(name: str, overrides: list[str], *, multirun: bool) -> Job:
+    composed = _compose(name, overrides)
+    try:
         sweep_dir = Path(composed.hydra.sweep.dir)
         if multirun:
             run_dir = sweep_dir / composed.hydra.sweep.subdir
@@ -114,6 +130,10 @@ def _explain(error: Exception, name: str, overrides: list[str]) -> str:
         siblings = _siblings(str(key), name, overrides)
         last = str(key).rpartition(".")[2]
         return f"{key}: unknown key{nearest(last, siblings)} (known: {', '.join(siblings)})"
+    absent = re.match(r"Could not override '([^']+)'. No match in the defaults list", str(error))
+    if absent:
+        group = absent[1]
+        return f"{group}: not part of the default configuration; add it with +{group}=NAME"
     place = f"{key}: " if key else ""
     detail = f" ({_first_line(cause)})" if cause else ""
     return f"{place}{_first_line(error)}{detail}; the overrides were: {' '.join(overrides)}"

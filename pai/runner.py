@@ -93,6 +93,7 @@ def _begin(plan: Plan, labels: RunLabels, earlier: dict[str, Any] | None) -> dic
         "status": "running",
         "error": None,
         "name": labels.name,
+        "choices": dict(labels.choices),
         "seed": plan.config["seed"],
         "config": plan.config,
         "data": {},

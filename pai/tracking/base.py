@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,11 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RunLabels:
-    """How a run is called and which sweep it belongs to."""
+    """How a run is called, which sweep it belongs to, which YAML each group came from."""
 
     name: str
     group: str | None
     job_type: str
+    choices: Mapping[str, str] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
 
 

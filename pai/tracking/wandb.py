@@ -46,7 +46,7 @@ class WandbTracker:
         self, config: Mapping[str, Any], labels: RunLabels, run_dir: Path
     ) -> Iterator[Session]:
         """Open a W&B run; it is finished, or marked as failed, when the block ends."""
-        run = self._start(dict(config), labels, run_dir)
+        run = self._start({**config, "choices": dict(labels.choices)}, labels, run_dir)
         exit_code = 1
         try:  # not `with run`: W&B would print the traceback, which belongs into the log file
             run.define_metric("epoch")

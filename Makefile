@@ -1,0 +1,51 @@
+# Everything needs only Python >= 3.11 and < 3.14 as python3 (or PYTHON=...), make and git.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-fast lint format table-default lock clean
+
+help:  ## Show this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## Create .venv with everything at the locked versions
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("pai needs Python 3.11, 3.12 or 3.13; $(PYTHON) is %d.%d. Try make PYTHON=python3.12" % sys.version_info[:2] if not (3, 11) <= sys.version_info[:2] < (3, 14) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(sed -nE 's/^(uv==[0-9.]+).*/\1/p' requirements.lock)"
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+run: $(STAMP)  ## Run the default experiment: prune a small ResNet at initialization, train it
+	$(BIN)/pai
+
+test: $(STAMP)  ## Run linters, type checker and all tests
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-fast: $(STAMP)  ## Run the tests that take less than about ten seconds each
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+lint: $(STAMP)  ## Check style, docstrings and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## Rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+table-default: $(STAMP)  ## Make the README's table: default scorer against none, random, magnitude
+	$(BIN)/pai -m +experiment=default_table hydra.sweep.dir=runs/default_table
+	$(BIN)/pai -m +experiment=default_table scorer=none sparsity=0 hydra.sweep.dir=runs/default_table
+	$(BIN)/python scripts/table.py runs/default_table
+
+lock: $(STAMP)  ## Renew requirements.lock from pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --group dev --universal --generate-hashes --no-header --upgrade --quiet --output-file requirements.lock
+
+clean:  ## Remove the environment and all caches (not runs/)
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
