@@ -116,6 +116,7 @@ def _pipeline(plan: Plan, run_dir: Path, record: dict[str, Any], session: Sessio
         batches = data.scoring_batches(scoring["samples_per_class"], scoring["batch_size"], seed)
         record["data"] = {part: len(getattr(data, part)) for part in ("train", "val", "test")}
         record["data"]["scoring"] = len(batches.order)
+    _log.info("data: %s", ", ".join(f"{n:,} {part}" for part, n in record["data"].items()))
     with global_seed(seed, "initialization"):
         model = plan.build_model().to(plan.device)
 
@@ -127,8 +128,8 @@ def _pipeline(plan: Plan, run_dir: Path, record: dict[str, Any], session: Sessio
         with _timed(clock, "warmup"):
             warm = plan.warmup(model, data.warmup_batches(scoring["warmup_batch_size"], seed))
         record["warmup"] = asdict(warm)
-        if warm.batchnorm_layers == 0 and warm.statistics is None:
-            _log.info("the model has no BatchNorm layer: nothing to warm up")
+        _log.info("%s", warm)
+        _log.info("scoring and masking on %s", plan.device)
         mask = _find_mask(plan, model, batches, clock, session)
         apply_mask(model, mask)
         record["mask"] = mask_report(model, mask, next(iter(batches))[0])

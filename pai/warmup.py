@@ -26,6 +26,16 @@ class WarmupReport:
     batches: int
     statistics: Statistics | None
 
+    def __str__(self) -> str:
+        if self.batchnorm_layers == 0:
+            return "warmup: the model has no BatchNorm layer, there is nothing to do"
+        if self.statistics is None:
+            return f"warmup: none, {self.batchnorm_layers} BatchNorm layers keep mean 0, variance 1"
+        return (
+            f"warmup: {self.statistics} statistics of {self.batchnorm_layers} BatchNorm layers "
+            f"from {self.batches} batches"
+        )
+
 
 class Warmup(Protocol):
     """Changes nothing but the statistics of normalisation layers."""
