@@ -1,5 +1,6 @@
 """The whole pipeline: data, model, BatchNorm warmup, scores, mask, training, record."""
 
+import datetime
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -55,10 +56,11 @@ def run(plan: Plan, run_dir: Path, labels: RunLabels) -> dict[str, Any]:
             session.log_result(record)
     except BaseException as error:
         record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+        record["ended_at"] = _now()
         record["peak_memory_gib"] = peak_memory_gib(plan.device)
         write_record(run_dir, record)
         raise
-    record["status"] = "completed"
+    record |= {"status": "completed", "ended_at": _now()}
     write_record(run_dir, record)
     (run_dir / CHECKPOINT_FILE).unlink(missing_ok=True)
     return record
@@ -92,6 +94,8 @@ def _begin(plan: Plan, labels: RunLabels, earlier: dict[str, Any] | None) -> dic
     return {
         "status": "running",
         "error": None,
+        "started_at": earlier.get("started_at") or _now(),
+        "ended_at": None,
         "name": labels.name,
         "choices": dict(labels.choices),
         "seed": plan.config["seed"],
@@ -182,6 +186,10 @@ def _find_mask(
     clock |= {"score": spent["score"], "mask": spent["both"] - spent["score"]}
     session.log_scores(scores)
     return mask
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 @contextmanager

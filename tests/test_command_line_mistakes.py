@@ -1,0 +1,170 @@
+"""Bad command lines: one ConfigError that names key, value and nearest choice; nothing started."""
+
+from pathlib import Path
+
+import pytest
+from tiny import check
+
+from pai.cli import _one_line, _parse
+from pai.errors import ConfigError
+
+UNKNOWN_CHOICES = [
+    (["scorer=hst"], ["scorer", "'hst'", "did you mean 'hts'?", "grad_norm", "synflow"]),
+    (["dataset=digit"], ["dataset", "'digit'", "did you mean 'digits'?"]),
+    (["model=resnet200"], ["model", "'resnet200'", "did you mean 'resnet20'?", "vgg16"]),
+    (["warmup=bn_stat"], ["warmup", "'bn_stat'", "did you mean 'bn_stats'?"]),
+    (["schedule=one_shot"], ["schedule", "'one_shot'", "did you mean 'oneshot'?"]),
+    (["training=defualt"], ["training", "'defualt'", "did you mean 'default'?"]),
+    (["logger=wandbb"], ["logger", "'wandbb'", "did you mean 'wandb'?"]),
+    (["+experiment=no_such"], ["experiment", "'no_such'"]),
+    (["-m", "scorer=snip,hst"], ["scorer", "'hst'", "did you mean 'hts'?"]),
+    (["hydra/launcher=slurm"], ["hydra/launcher", "'slurm'", "basic"]),
+    (["--config-name", "confg"], ["'confg'"]),
+]
+NO_CHOICE = [
+    ([f"{group}=null", "seed=3"], [group, "null"])
+    for group in ("dataset", "model", "scorer", "warmup", "schedule", "training", "logger")
+]
+TYPOS = [
+    (["sparsty=0.5"], ["sparsty: unknown key", "did you mean 'sparsity'?"]),
+    (["+sparsty=0.5"], ["sparsty: unknown key", "did you mean 'sparsity'?"]),
+    (["++sparsty=0.5"], ["sparsty: unknown key", "did you mean 'sparsity'?"]),
+    (["~sparsty"], ["sparsty", "did you mean 'sparsity'?"]),
+    (["training.epoch=3"], ["training.epoch: unknown key", "'epochs'", "batch_size"]),
+    (["model.dept=8"], ["model.dept: unknown key", "did you mean 'depth'?", "width"]),
+    (["+model.num_classes=8"], ["model.num_classes: unknown key", "depth"]),
+    (["training.optimizer.lrr=3"], ["training.optimizer.lrr: unknown", "'lr'", "momentum"]),
+    (["+training.optimizer.lrr=3"], ["training.optimizer.lrr: unknown", "'lr'", "momentum"]),
+    (["scoring.sample_per_class=3"], ["scoring.sample_per_class:", "'samples_per_class'"]),
+    (["scorer=snip", "scorer.num_probes=3"], ["scorer.num_probes: unknown key", "temperature"]),
+    (["scorer=hts", "scorer.num_probs=3"], ["scorer.num_probs: unknown key", "'num_probes'"]),
+    (["dataset.root=x"], ["dataset.root: unknown key", "image_size"]),
+    (["-m", "seed=0,1", "sparsty=0.5"], ["sparsty: unknown key", "did you mean 'sparsity'?"]),
+    (["hydra.run.dri=x"], ["hydra.run.dri"]),
+    (["hydra.rnu.dir=x"], ["hydra.rnu"]),
+    (["hydra.mode=FOO"], ["hydra.mode", "FOO", "RUN, MULTIRUN"]),
+    (["hydra.job.nmae=x"], ["hydra.job.nmae"]),
+    (["+foo.bar.baz=3"], ["foo: unknown key"]),
+    (["scorer@model=hts"], ["scorer@model"]),
+]
+MISSING = [
+    (["~sparsity"], ["sparsity: missing"]),
+    (["~scorer"], ["scorer: missing"]),
+    (["~training.optimizer"], ["training.optimizer: missing"]),
+    (["sparsity=???"], ["sparsity: missing; give it a value"]),
+    (["training.optimizer.lr=???"], ["training.optimizer.lr: missing"]),
+    (["dataset=imagefolder"], ["dataset.root: missing; give it a value"]),
+    (["hydra.run.dir=???"], ["hydra.run.dir: missing"]),
+    (["seed=${nope}"], ["seed", "'nope'"]),
+    (["seed=${seed}"], ["seed", "ecursive"]),
+    (["seed=${oc.env:NO_SUCH_VARIABLE}"], ["seed", "NO_SUCH_VARIABLE"]),
+    (["seed=${no_such_resolver:1}"], ["seed", "no_such_resolver"]),
+]
+SYNTAX = [
+    (["sparsity"], ["'sparsity' cannot be parsed", "key=value"]),
+    (["seed=a=b"], ["'seed=a=b' cannot be parsed"]),
+    (["seed=[1"], ["'seed=[1' cannot be parsed"]),
+    ([" seed=1"], ["' seed=1' cannot be parsed"]),
+    (["sparsity=0.9,0.5"], ["sparsity", "0.9,0.5", "add -m"]),
+    (["scorer=snip,hts"], ["scorer", "snip,hts", "add -m"]),
+    (["seed=range(0,3)"], ["seed", "range(0,3)", "add -m"]),
+    (["--config-dir", "no_such_folder"], ["--config-dir", "no_such_folder"]),
+    (["--config-path", "no_such_folder"], ["--config-path", "no_such_folder"]),
+    (["--epochs", "3"], ["--epochs", "--help"]),
+    (["--experimental-rerun", "job.pickle"], ["--experimental-rerun"]),
+]
+VALUES = [
+    (["sparsity=1"], ["sparsity: 1 is not valid", "less than 1"]),
+    (["sparsity=-0.1"], ["sparsity: -0.1 is not valid", "0"]),
+    (["sparsity=nan"], ["sparsity: nan is not valid"]),
+    (["sparsity=abc"], ["sparsity: 'abc' is not valid", "number"]),
+    (["sparsity=true"], ["sparsity: True is not valid"]),
+    (["-m", "sparsity=0.5,1.5"], ["sparsity: 1.5 is not valid"]),
+    (["seed=-1"], ["seed: -1 is not valid"]),
+    (["seed=1.5"], ["seed: 1.5 is not valid", "integer"]),
+    (["seed="], ["seed: '' is not valid"]),
+    (["scope=layr"], ["scope: 'layr' is not valid", "'global' or 'layer'"]),
+    (["include_classifier=1"], ["include_classifier: 1 is not valid"]),
+    (["device=tpu"], ["device: 'tpu' is not valid"]),
+    (["device=cuda:77"], ["device: 'cuda:77' is not there", "auto"]),
+    (["device=cuda:01"], ["device: 'cuda:01'"]),
+    (["device=cuda:1000"], ["device: 'cuda:1000'"]),
+    (["scoring=3"], ["scoring: 3 is not valid"]),
+    (["scoring.samples_per_class=0"], ["scoring.samples_per_class: 0 is not valid"]),
+    (["scoring.samples_per_class=1000"], ["scoring.samples_per_class: 1000", "125"]),
+    (["dataset.val_fraction=2"], ["dataset", "val_fraction", "2"]),
+    (["dataset.image_size=9"], ["dataset", "image_size", "9", "multiple of 8"]),
+    (["dataset.crop_padding=-1"], ["dataset", "crop_padding", "-1"]),
+    (["dataset=imagefolder", "dataset.root=no_such"], ["dataset.root", "no_such"]),
+    (["dataset=cifar10", "dataset.root=x", "dataset.download=false"], ["dataset.root", "x"]),
+    (["model.depth=9"], ["model", "depth", "9", "8, 14, 20"]),
+    (["model.depth=20.0"], ["model.depth: 20.0 is not valid"]),
+    (["model.width=0"], ["model", "width", "0"]),
+    (["model=vgg16"], ["model", "1x8x8", "dataset.image_size"]),
+    (["+model._partial_=false"], ["model"]),
+    (["schedule=linear", "schedule.rounds=0"], ["schedule", "rounds", "0"]),
+    (["scorer=hts", "scorer.num_probes=0"], ["scorer", "num_probes", "0"]),
+    (["scorer=hts", "scorer.temperature=0"], ["scorer", "temperature", "0"]),
+    (["scorer.saliency=null"], ["scorer.saliency: None"]),
+    (["warmup.statistics=run"], ["warmup.statistics: 'run'", "'running' or 'population'"]),
+    (["logger.mode=onlin"], ["logger.mode: 'onlin'", "'online'"]),
+    (["logger.init_timeout_s=0"], ["logger", "init_timeout_s", "0"]),
+    (["logger.tags=x"], ["logger.tags: 'x'"]),
+    (["training.epochs=1.5"], ["training.epochs: 1.5 is not valid"]),
+    (["training.epochs=-1"], ["training", "epochs", "-1"]),
+    (["training.optimizer=sgd"], ["training.optimizer"]),
+    (["training.optimizer=null"], ["training.optimizer"]),
+    (["training.optimizer.lr=-1"], ["training.optimizer", "lr", "-1"]),
+    (["training.optimizer.momentum=-1"], ["training.optimizer", "momentum", "-1"]),
+    (["training.optimizer.weight_decay=-1"], ["training.optimizer", "weight_decay", "-1"]),
+    (["scorer._target_=os.system"], ["scorer._target_: 'os.system'", "trusted"]),
+]
+WRONG_KINDS = [
+    (["+scorer._partial_=true"], ["scorer"]),
+    (["~scorer", "+scorer={_target_:pai.masking.schedule.OneShot}"], ["scorer"]),
+    (["~dataset", "+dataset={_target_:pai.warmup.NoWarmup}"], ["dataset"]),
+    (["~logger", "+logger={_target_:pai.warmup.NoWarmup}"], ["logger"]),
+    (
+        ["~training.optimizer", "+training.optimizer={_target_:pai.warmup.NoWarmup}"],
+        ["training.optimizer"],
+    ),
+]
+# The sweeper that comes with Hydra cannot search a continuous range.
+CANNOT_SWEEP = [(["-m", "sparsity=interval(0.1,0.9)"], ["sparsity", "interval(0.1,0.9)"])]
+ALL = [
+    *UNKNOWN_CHOICES, *NO_CHOICE, *TYPOS, *MISSING, *SYNTAX, *VALUES, *WRONG_KINDS, *CANNOT_SWEEP,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "words"), ALL, ids=[" ".join(case[0]) for case in ALL])
+def test_a_mistake_is_named_before_anything_starts(
+    arguments: list[str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        check(*arguments)
+    message = _one_line(caught.value).partition("; the overrides were:")[0]
+    assert [word for word in words if word not in message] == [], message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_message_names_the_faulty_key_among_many_overrides() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check("seed=1", "scorer=snip", "sparsity=0.5", "training.epochs=lots", "model.width=8")
+    assert str(caught.value) == (
+        "training.epochs: 'lots' is not valid: input should be a valid integer"
+    )
+
+
+def test_two_mistakes_are_both_named() -> None:
+    with pytest.raises(ConfigError, match=r"^seed: -1 .*; sparsity: 2|^sparsity: 2.*; seed: -1"):
+        check("seed=-1", "sparsity=2")
+
+
+def test_the_parser_never_exits_by_itself() -> None:
+    with pytest.raises(ConfigError, match="--no-such-flag"):
+        _parse(["--no-such-flag"])
+
+
+def test_flags_may_stand_after_overrides() -> None:
+    assert _parse(["seed=0,1", "-m"]).multirun

@@ -1,0 +1,61 @@
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import pai
+from pai.components import build
+from pai.library import available
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text()
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    return [re.sub(rf"^{indent}", "", body, flags=re.MULTILINE) for indent, body in found]
+
+
+def test_the_python_example_of_the_readme_runs_as_written() -> None:
+    (example,) = blocks("README.md", "python")
+    names: dict[str, Any] = {}
+    exec(compile(example, "README.md", "exec"), names)  # noqa: S102  (our own page)
+    assert sum(int(keep.sum()) for keep in names["mask"].values()) == 640
+    assert (names["model"][0].weight != 0).sum() == 640
+
+
+def test_every_choice_the_readme_lists_exists_and_the_other_way_round() -> None:
+    text = (ROOT / "README.md").read_text()
+    listed = set(re.findall(r"[a-z_0-9]+", " ".join(re.findall(r"`([^`]*)`", text))))
+    for group in ("dataset", "model", "scorer", "warmup", "schedule", "training", "logger"):
+        assert set(available(group)) <= listed, group
+
+
+def test_the_recipe_for_a_scorer_works_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = blocks("CONTRIBUTING.md", "python")
+    (text,) = blocks("CONTRIBUTING.md", "yaml")
+    (tmp_path / "recipe_scorer.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PAI_TRUSTED_PACKAGES", "recipe_scorer")
+    node = yaml.safe_load(text.replace("pai.scorers.cubic", "recipe_scorer"))
+    scorer = build("scorer", node | {"power": 2.0})
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    scores = scorer(model, [(torch.zeros(1, 3), torch.tensor([0]))])
+    assert torch.equal(scores["0.weight"], model[0].weight.detach().abs() ** 2)
+    with pytest.raises(ValueError, match="power must be positive"):
+        build("scorer", node | {"power": 0.0})
+    sys.modules.pop("recipe_scorer", None)
+
+
+def test_the_public_names_are_importable_and_documented() -> None:
+    for name in pai.__all__:
+        assert getattr(pai, name).__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        pai.nothing  # noqa: B018

@@ -1,0 +1,270 @@
+"""Runs that fail, are killed, or are started again where a run already is."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import LABELS, plan, record_in, tiny_run
+
+import pai.runner
+import pai.training.loop
+from pai.errors import ConfigError, RunError
+from pai.runner import run
+from pai.scorers.base import Scorer
+
+SETTINGS = (
+    "scorer=hts", "scorer.num_probes=1", "scorer.batch_size=null", "dataset.crop_padding=1",
+    "training.epochs=3",
+)  # fmt: skip
+Event = Callable[[str, Path], None]
+
+
+@dataclass
+class Spy:
+    """A tracker that calls ``on_event`` with the name of each event and the run directory."""
+
+    on_event: Event
+    seen: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def session(self, config: Mapping[str, Any], labels: Any, run_dir: Path) -> Iterator[Any]:
+        self.run_dir = run_dir
+        self._note("start")
+        yield self
+        self._note("end")
+
+    def log_epoch(self, row: Mapping[str, float]) -> None:
+        self._note(f"epoch {row['epoch']}")
+
+    def log_scores(self, scores: Mapping[str, Any]) -> None:
+        self._note("scores")
+
+    def log_mask(self, report: Mapping[str, Any], path: Path) -> None:
+        self._note("mask")
+
+    def log_result(self, record: Mapping[str, Any]) -> None:
+        self._note("result")
+
+    def _note(self, event: str) -> None:
+        self.seen.append(event)
+        self.on_event(event, self.run_dir)
+
+
+EVENTS = ["start", "scores", "mask", "epoch 1", "epoch 2", "epoch 3", "result", "end"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never disturbed; beside it, copies of its directory at every event."""
+    folder = tmp_path_factory.mktemp("whole")
+    spy = Spy(lambda event, run_dir: shutil.copytree(run_dir, folder / event) and None)
+    tiny_run(folder / "run", *SETTINGS, tracker=spy)
+    assert spy.seen == EVENTS
+    return folder
+
+
+def assert_same_result(run_dir: Path, whole: Path) -> None:
+    """Assert that a run ended bit for bit as the undisturbed one."""
+    for name in ("mask.safetensors", "model.safetensors"):
+        assert (run_dir / name).read_bytes() == (whole / "run" / name).read_bytes()
+    ours, theirs = record_in(run_dir), record_in(whole / "run")
+    for key in ("status", "error", "metrics", "history", "mask", "warmup", "data", "config"):
+        assert ours[key] == theirs[key], key
+    assert set(ours["timing_s"]) == set(theirs["timing_s"])
+    assert not (run_dir / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(
+    event: str, whole: Path, tmp_path: Path
+) -> None:
+    run_dir = shutil.copytree(whole / event, tmp_path / "run")
+    assert record_in(run_dir)["status"] == "running"
+    spy = Spy(lambda event, run_dir: None)
+    tiny_run(run_dir, *SETTINGS, tracker=spy)
+    assert_same_result(run_dir, whole)
+    assert [event for event in spy.seen if event.startswith("epoch")] == EVENTS[3:6]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_run_interrupted_after_an_epoch_continues_after_it(
+    error: type[BaseException], whole: Path, tmp_path: Path
+) -> None:
+    def interrupt(event: str, run_dir: Path) -> None:
+        if event == "epoch 2":
+            raise error("stopped")
+
+    with pytest.raises(error, match="stopped"):
+        tiny_run(tmp_path, *SETTINGS, tracker=Spy(interrupt))
+    failed = record_in(tmp_path)
+    assert failed["status"] == "failed"
+    assert failed["error"] == f"{error.__name__}: stopped"
+    tiny_run(tmp_path, *SETTINGS)
+    assert_same_result(tmp_path, whole)
+    assert record_in(tmp_path)["timing_s"]["train"] > failed["timing_s"]["train"]
+
+
+def test_a_run_that_broke_within_an_epoch_repeats_only_that_epoch(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs: list[int] = []
+    real = pai.training.loop._train_epoch
+
+    def break_in_second(model: Any, batches: Any, *rest: Any) -> Any:
+        epochs.append(rest[-1])
+        done = real(model, batches, *rest)
+        if len(epochs) == 2:
+            raise RuntimeError("out of memory")
+        return done
+
+    monkeypatch.setattr(pai.training.loop, "_train_epoch", break_in_second)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        tiny_run(tmp_path, *SETTINGS)
+    tiny_run(tmp_path, *SETTINGS)
+    assert epochs == [0, 1, 1, 2]
+    assert_same_result(tmp_path, whole)
+
+
+def test_a_completed_run_is_not_repeated(whole: Path, tmp_path: Path) -> None:
+    run_dir = shutil.copytree(whole / "run", tmp_path / "run")
+    before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in run_dir.iterdir()}
+
+    def fail(event: str, run_dir: Path) -> None:
+        raise AssertionError("work was done")
+
+    record = tiny_run(run_dir, *SETTINGS, tracker=Spy(fail), dataset=None, scorer=None)
+    assert record == record_in(run_dir)
+    after = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in run_dir.iterdir()}
+    assert after == before
+
+
+@pytest.mark.parametrize("event", ["run", "epoch 1", "start"])
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [("sparsity=0.8", ["sparsity=0.9", "0.8"]), ("training.epochs=4", ["training="])],
+)
+def test_another_configuration_in_the_same_directory_is_refused(
+    event: str, override: str, words: list[str], whole: Path
+) -> None:
+    before = (whole / event / "record.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"hydra\.run\.dir") as caught:
+        tiny_run(whole / event, *SETTINGS, override)
+    assert all(word in str(caught.value) for word in words)
+    assert (whole / event / "record.json").read_bytes() == before
+
+
+def test_another_logger_in_the_same_directory_is_fine(whole: Path) -> None:
+    record = tiny_run(whole / "run", *SETTINGS, "logger=wandb")
+    assert record["config"]["logger"] == {"_target_": "pai.tracking.none.NoTracker"}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"status": "compl', "\xff"])
+def test_a_damaged_record_is_never_overwritten(content: str, tmp_path: Path) -> None:
+    (tmp_path / "record.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ConfigError, match=r"record\.json is not a valid record"):
+        tiny_run(tmp_path)
+    assert (tmp_path / "record.json").read_text(encoding="latin-1") == content
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a checkpoint"])
+def test_a_damaged_checkpoint_is_named(damage: bytes, whole: Path, tmp_path: Path) -> None:
+    run_dir = shutil.copytree(whole / "epoch 2", tmp_path / "run")
+    (run_dir / "checkpoint.pt").write_bytes(damage)
+    with pytest.raises(RunError, match=r"checkpoint\.pt"):
+        tiny_run(run_dir, *SETTINGS)
+    assert record_in(run_dir)["status"] == "failed"
+    (run_dir / "checkpoint.pt").unlink()  # as the message says
+    tiny_run(run_dir, *SETTINGS)
+    assert_same_result(run_dir, whole)
+
+
+def test_the_record_is_there_from_the_start(whole: Path) -> None:
+    started = record_in(whole / "start")
+    assert started["status"] == "running"
+    assert started["error"] is None
+    assert started["mask"] is None
+    assert started["config"] == plan(*SETTINGS).config
+    assert started["environment"]["packages"]["torch"]
+    masked = record_in(whole / "mask")
+    assert masked["mask"] == record_in(whole / "run")["mask"]
+    assert (whole / "mask" / "mask.safetensors").exists()
+    assert [len(record_in(whole / event)["history"]) for event in EVENTS[3:]] == [0, 1, 2, 3, 3]
+
+
+def test_a_failed_run_says_why_and_keeps_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    during: list[dict[str, Any]] = []
+
+    def train(*arguments: Any, **options: Any) -> Any:
+        during.append(record_in(tmp_path))
+        raise RuntimeError("CUDA error:\nsomething bad")
+
+    monkeypatch.setattr(pai.runner, "train", train)
+    with pytest.raises(RuntimeError, match="something bad"):
+        tiny_run(tmp_path, "scorer=snip")
+    failed = record_in(tmp_path)
+    assert during[0]["status"] == "running"
+    assert failed["status"] == "failed"
+    assert failed["error"] == "RuntimeError: CUDA error:\nsomething bad"
+    assert failed["mask"] == during[0]["mask"]
+    assert failed["mask"]["kept"] == int(
+        sum(keep.sum() for keep in load_file(tmp_path / "mask.safetensors").values())
+    )
+    assert failed["timing_s"].keys() >= {"data", "warmup", "score", "mask", "train", "total"}
+    assert failed["peak_memory_gib"] > 0
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+class Broken(Scorer):
+    """Gives one score that is no number."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def score(self, model: Any, batches: Any, parameters: Any, **rest: Any) -> Any:
+        scores = {name: torch.ones_like(p) for name, p in parameters.items()}
+        scores["conv1.weight"][0, 0, 0, 0] = self.value
+        return scores
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_scores_that_are_no_numbers_fail_the_run(value: float, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"1 of 36 scores of 'conv1\.weight' are NaN or infinite"):
+        tiny_run(tmp_path, scorer=Broken(value))
+    failed = record_in(tmp_path)
+    assert failed["status"] == "failed"
+    assert "conv1.weight" in failed["error"]
+    assert failed["mask"] is None
+    assert not (tmp_path / "mask.safetensors").exists()
+
+
+def test_a_loss_that_is_no_number_fails_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"training loss became .* training\.optimizer\.lr"):
+        tiny_run(tmp_path, "training.optimizer.lr=1e30")
+    assert record_in(tmp_path)["status"] == "failed"
+    assert record_in(tmp_path)["metrics"] == {}
+
+
+def test_a_session_that_cannot_start_fails_the_run(tmp_path: Path) -> None:
+    def refuse(event: str, run_dir: Path) -> None:
+        raise OSError("no disk")
+
+    with pytest.raises(OSError, match="no disk"):
+        run(plan(tracker=Spy(refuse)), tmp_path, LABELS)
+    assert record_in(tmp_path)["error"] == "OSError: no disk"
+
+
+def test_a_checkpoint_without_its_record_is_not_trusted(whole: Path, tmp_path: Path) -> None:
+    run_dir = shutil.copytree(whole / "epoch 2", tmp_path / "run")
+    (run_dir / "record.json").unlink()
+    left_over = tiny_run(run_dir, *SETTINGS, "seed=1")
+    fresh = tiny_run(tmp_path / "fresh", *SETTINGS, "seed=1")
+    assert left_over["history"] == fresh["history"]
+    assert left_over["metrics"] == fresh["metrics"]
