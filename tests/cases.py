@@ -208,7 +208,10 @@ CASES = [
     Case("shared", Shared, (4,)),
     Case("tied", Tied, (4,), slow=("c.weight",)),
     Case("sequence", Sequence, (3, 4)),
-    Case("attention", Attention, (3, 3), slow=("attention.in_proj_weight", "attention.out_proj.weight")),
+    Case(
+        "attention", Attention, (3, 3),
+        slow=("attention.in_proj_weight", "attention.out_proj.weight"),
+    ),
     Case("non_contiguous", NonContiguous, (4, 5), piecewise_linear=True),
     Case("channels_last", ChannelsLast, (4, 6, 6), piecewise_linear=True),
     Case(

@@ -56,7 +56,7 @@ def hessian(
 def ggn(
     model: nn.Module, parameters: Mapping[str, Tensor], x: Tensor, temperature: float
 ) -> Tensor:
-    """Return ``[P, P]``: ``(1/N) sum_n J_n^T (diag(p_n) - p_n p_n^T) J_n`` with J_n of ``f_n/T``."""
+    """Return ``[P, P]``: ``(1/N) sum_n J_n^T (diag(p_n) - p_n p_n^T) J_n``, J_n of ``f_n/T``."""
     total = None
     for n in range(len(x)):
 

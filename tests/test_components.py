@@ -119,6 +119,16 @@ def test_an_untrusted_module_is_not_even_imported(
     assert MODULE not in sys.modules
 
 
+def test_a_package_whose_name_begins_alike_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pai_lookalike.py").write_text("def brush() -> None: ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"not in a trusted package"):
+        locate("x", "pai_lookalike.brush")
+    assert "pai_lookalike" not in sys.modules
+
+
 def test_the_variable_names_several_packages_to_trust(
     parts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tiny import CHECKOUT, plan, record_in, tiny_run
 from torch import Tensor, nn
 
+import pai.training.loop
 from pai.scorers.base import Scorer
 from pai.scorers.magnitude import Magnitude
 
@@ -129,6 +130,28 @@ def test_the_model_file_has_the_recorded_test_accuracy(
     assert float(loss) == pytest.approx(record["metrics"]["test_loss"], rel=1e-4)
 
 
+def test_the_best_epoch_is_reported_and_the_last_one_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = pai.training.loop._train_epoch
+
+    def forget_in_the_last_epoch(model: nn.Module, *rest: Any) -> Any:
+        result = real(model, *rest)
+        if rest[-1] == 2:
+            model.fc.weight.data.zero_()  # type: ignore[union-attr, operator]
+        return result
+
+    monkeypatch.setattr(pai.training.loop, "_train_epoch", forget_in_the_last_epoch)
+    record = tiny_run(tmp_path, "training.epochs=3", "sparsity=0.5")
+    metrics, accuracies = record["metrics"], [row["val_accuracy"] for row in record["history"]]
+    assert metrics["val_accuracy"] == accuracies[2] < max(accuracies)
+    assert metrics["best_val_accuracy"] == max(accuracies)
+    assert metrics["best_val_epoch"] == 1 + accuracies.index(max(accuracies))
+    assert metrics["best_val_test_accuracy"] > metrics["test_accuracy"]
+    assert metrics["best_val_test_loss"] < metrics["test_loss"]
+    assert not load_file(tmp_path / "model.safetensors")["fc.weight"].any()
+
+
 def test_times_are_seconds_that_add_up(record: dict[str, Any]) -> None:
     clock = record["timing_s"]
     assert set(clock) >= {"data", "warmup", "score", "mask", "train", "total"}
@@ -150,7 +173,7 @@ def test_the_environment_is_this_one(record: dict[str, Any]) -> None:
         assert environment["git_dirty"] in (True, False)
 
 
-@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.987, 0.99999])
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.999, 0.99999])
 def test_global_masks_keep_exactly_the_asked_number(sparsity: float, tmp_path: Path) -> None:
     record = tiny_run(tmp_path, f"sparsity={sparsity}", "training.epochs=0")
     assert record["mask"]["kept"] == max(1, round((1 - sparsity) * PRUNABLE))

@@ -207,6 +207,14 @@ def test_hooks_and_flags_are_restored_when_the_forward_pass_raises(statistics: S
 
 
 @pytest.mark.parametrize("statistics", BOTH)
+def test_no_graph_is_recorded(statistics: Statistics) -> None:
+    model, outputs = small_net(), []
+    model.register_forward_hook(lambda module, args, output: outputs.append(output))
+    warm_up_batchnorm(model, random_batches(), statistics=statistics)
+    assert len(outputs) == 3 and not any(output.requires_grad for output in outputs)
+
+
+@pytest.mark.parametrize("statistics", BOTH)
 def test_hooks_of_the_caller_stay(statistics: Statistics) -> None:
     model = small_net()
     handle = model[1].register_forward_pre_hook(lambda *_: None)

@@ -133,7 +133,7 @@ def test_hutchinson_with_batch_size_one_averages_the_samples_and_has_less_noise(
 def test_hutchinson_weights_batches_of_unequal_size_by_their_samples() -> None:
     model = nn.Linear(1, 2, bias=False).double()
     x, y = torch.tensor([[1.0], [2.0], [3.0]]).double(), torch.tensor([0, 1, 0])
-    parameters = {"weight": model.weight}
+    parameters = {"weight": model.get_parameter("weight")}
     split = [(x[:2], y[:2]), (x[2:], y[2:])]
     estimate = diagonal(
         model, split, parameters, estimator="hutchinson", num_probes=4_000,

@@ -67,7 +67,7 @@ def awkward_resnet() -> tuple[nn.Module, Tensor, Tensor]:
     """Train mode, one frozen parameter, gradients in place."""
     model, x, y = small_resnet()
     model.train()
-    model.bn1.eval()
+    model.get_submodule("bn1").eval()
     next(model.parameters()).requires_grad_(False)
     for parameter in list(model.parameters())[1:]:
         parameter.grad = torch.ones_like(parameter)
@@ -102,8 +102,8 @@ def test_frozen_parameters_and_train_mode_do_not_change_the_result() -> None:
     model, x, y = awkward_resnet()
     plain, _, _ = small_resnet()
     for estimator in ("empirical_fisher", "exact_ggn"):
-        a = pai.curvature_diagonal(model, [(x, y)], estimator=estimator)  # type: ignore[arg-type]
-        b = pai.curvature_diagonal(plain, [(x, y)], estimator=estimator)  # type: ignore[arg-type]
+        a = pai.curvature_diagonal(model, [(x, y)], estimator=estimator)
+        b = pai.curvature_diagonal(plain, [(x, y)], estimator=estimator)
         assert all(torch.equal(a[name], b[name]) for name in b)
 
 
@@ -116,7 +116,7 @@ def test_a_custom_loss_is_used_by_the_empirical_fisher() -> None:
 
     result = pai.curvature_diagonal(
         model, [(x, y)], estimator="empirical_fisher", loss_fn=mean_square,
-        parameters={"weight": model.weight},
+        parameters={"weight": model.get_parameter("weight")},
     )  # fmt: skip
     residual = 2 * (model(x) - y)
     truth = (residual[:, :, None] * x[:, None, :]).square().mean(0)

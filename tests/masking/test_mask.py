@@ -1,3 +1,4 @@
+import itertools
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,10 @@ from pai.models.vgg import vgg
 def test_apply_mask_zeroes_exactly_the_pruned_weights_even_if_not_finite() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     with torch.no_grad():
-        model[0].weight.copy_(torch.tensor([[1.0, torch.nan], [-torch.inf, -2.0]]))
+        model.get_parameter("0.weight").copy_(torch.tensor([[1.0, torch.nan], [-torch.inf, -2.0]]))
     keep = torch.tensor([[True, False], [False, True]])
     pai.apply_mask(model, {"0.weight": keep})
-    assert model[0].weight.tolist() == [[1.0, 0.0], [0.0, -2.0]]
+    assert model.get_parameter("0.weight").tolist() == [[1.0, 0.0], [0.0, -2.0]]
 
 
 def test_a_mask_that_does_not_fit_is_refused_before_anything_changes() -> None:
@@ -73,7 +74,7 @@ def test_effective_weights_are_those_on_paths(seed: int) -> None:
     torch.manual_seed(seed)
     sizes = [6, 7, 5, 6, 3]
     layers: list[nn.Module] = []
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in itertools.pairwise(sizes):
         layers += [nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU()]
     model = nn.Sequential(*layers[:-2]).eval()
     mask = {

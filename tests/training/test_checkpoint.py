@@ -95,7 +95,7 @@ def test_a_damaged_byte_never_gives_any_other_error(path: Path) -> None:
     save_checkpoint(path, STATE)
     content = path.read_bytes()
     failed = 0
-    for position in range(0, len(content), 3):
+    for position in range(0, len(content), 7):
         damaged = bytearray(content)
         damaged[position] ^= 0xFF
         path.write_bytes(bytes(damaged))

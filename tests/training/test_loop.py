@@ -263,6 +263,32 @@ def test_the_seed_decides_order_augmentation_and_dropout(tmp_path: Path) -> None
     assert histories[0][0]["train_loss"] != histories[2][0]["train_loss"]
 
 
+def test_each_epoch_sees_every_image_in_an_order_of_its_own(tmp_path: Path) -> None:
+    model, seen = plain_net(), []
+
+    def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if module.training:
+            seen.extend(args[0].flatten(1).tolist())
+
+    model.register_forward_pre_hook(note)
+    run(model, tmp_path, settings(epochs=2), data=digits(augmented=False))
+    first, second = seen[:150], seen[150:]
+    assert first != second and sorted(first) == sorted(second)
+
+
+def test_dropout_is_drawn_anew_in_each_epoch(tmp_path: Path) -> None:
+    draws: list[float] = []
+
+    class Noting(nn.Dropout):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                draws.append(float(torch.rand(())))
+            return x
+
+    run(nn.Sequential(*plain_net(), Noting()), tmp_path, settings(epochs=2), mask={})
+    assert len(draws) == len(set(draws)) == 10
+
+
 def test_training_leaves_the_global_generator_alone(tmp_path: Path) -> None:
     before = torch.get_rng_state()
     run(convnet(), tmp_path)

@@ -1,0 +1,118 @@
+"""The summary of one run, from hand-made records."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pai.reports.summary import one_line, summarise
+
+FOLDER = Path("runs") / "here"
+
+
+def layer(name: str, total: int, kept: int) -> dict[str, Any]:
+    return {
+        "name": name, "shape": [total], "total": total, "kept": kept, "density": kept / total,
+        "effective_kept": kept,
+    }  # fmt: skip
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    """Return the record of a completed run; ``mask_...`` and ``metrics_...`` change inner keys."""
+    layers = [layer("conv1.weight", 200, 100), layer("stage.conv.weight", 12_000, 1_020)]
+    whole: dict[str, Any] = {
+        "status": "completed", "error": None, "name": "scorer=snip,seed=0", "seed": 0,
+        "config": {"sparsity": 0.9, "training": {"epochs": 3}},
+        "mask": {
+            "sparsity": 0.9082, "sparsity_all_parameters": 0.9, "kept": 1_120, "prunable": 12_200,
+            "all_parameters": 12_345, "effective_sparsity": 0.9111, "collapsed_layers": [],
+            "sha256": "0" * 64, "layers": layers,
+        },
+        "metrics": {
+            "test_accuracy": 0.81234, "test_loss": 0.5, "val_accuracy": 0.79, "val_loss": 0.6,
+            "best_val_accuracy": 0.8, "best_val_epoch": 2, "best_val_test_accuracy": 0.8,
+            "best_val_test_loss": 0.5,
+        },
+        "history": [],
+        "timing_s": {
+            "data": 0.1, "warmup": 0.26, "score": 1.5, "mask": 0.0, "train": 12.34, "total": 14.5,
+        },
+    }  # fmt: skip
+    for key, value in changes.items():
+        group, _, inner = key.partition("_")
+        if key in whole:
+            whole[key] = value
+        else:
+            whole[group][inner] = value
+    return whole
+
+
+def line(text: str, start: str) -> str:
+    (found,) = [row for row in text.splitlines() if row.startswith(start)]
+    return found
+
+
+def test_the_summary_gives_exact_counts_and_what_was_asked() -> None:
+    found = line(summarise(record(), FOLDER), "weights")
+    for words in ("1,120 of 12,200", "sparsity 0.9082", "asked 0.9", "12,345 parameters in all"):
+        assert words in found
+
+
+def test_accuracies_are_percentages_of_the_last_and_the_best_epoch() -> None:
+    found = line(summarise(record(), FOLDER), "accuracy")
+    for words in ("test 81.23%", "80.00% at the best validation epoch (2)", "validation 79.00%"):
+        assert words in found
+
+
+def test_seconds_are_in_all_and_by_part() -> None:
+    found = line(summarise(record(), FOLDER), "seconds")
+    for words in ("14.5 in all", "data 0.1", "warmup 0.3", "score 1.5", "mask 0.0", "train 12.3"):
+        assert words in found
+
+
+def test_the_place_of_the_files_is_the_last_line() -> None:
+    assert summarise(record(), FOLDER).splitlines()[-1].split() == ["files", str(FOLDER)]
+
+
+def test_a_resumed_run_may_lack_times() -> None:
+    found = line(summarise(record(timing_s={"train": 1.0, "total": 2.0}), FOLDER), "seconds")
+    assert "2.0 in all: train 1.0" in found
+
+
+def test_every_layer_has_a_line_with_its_density() -> None:
+    rows = summarise(record(), FOLDER).splitlines()
+    assert rows[1].split()[:4] == ["conv1.weight", "100", "200", "50.00%"]
+    assert rows[2].split()[:4] == ["stage.conv.weight", "1,020", "12,000", "8.50%"]
+    assert rows[1].count("#") == 10
+    assert rows[2].count("#") == 2
+    assert rows[1].index("100") + 3 == rows[2].index("1,020") + 5  # numbers end in one column
+
+
+def test_a_collapsed_layer_is_shown_twice() -> None:
+    layers = [layer("conv1.weight", 200, 0), layer("stage.conv.weight", 12_000, 5)]
+    text = summarise(record(mask_layers=layers, mask_collapsed_layers=["conv1.weight"]), FOLDER)
+    assert "COLLAPSED" in line(text, "conv1.weight")
+    assert "COLLAPSED" not in line(text, "stage.conv.weight")
+    assert "conv1.weight" in line(text, "WARNING")
+    assert "LAYER COLLAPSE" in line(text, "WARNING")
+
+
+def test_without_collapse_there_is_no_warning() -> None:
+    assert "WARNING" not in summarise(record(), FOLDER)
+
+
+def test_effective_sparsity_is_left_out_where_it_is_not_defined() -> None:
+    assert "sparsity 0.9111" in line(summarise(record(), FOLDER), "effective")
+    assert "effective" not in summarise(record(mask_effective_sparsity=None), FOLDER)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 200])
+def test_densities_from_nothing_to_everything_fit(kept: int) -> None:
+    text = summarise(record(mask_layers=[layer("conv1.weight", 200, kept)]), FOLDER)
+    assert f"{kept / 2:.2f}%" in line(text, "conv1.weight")
+    assert line(text, "conv1.weight").count("#") == round(kept / 10)
+
+
+def test_a_job_of_a_sweep_has_one_line() -> None:
+    text = one_line(record(), FOLDER)
+    assert text == f"scorer=snip,seed=0: test 81.23%, sparsity 0.9082, 14.5 s, {FOLDER}"
