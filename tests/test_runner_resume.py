@@ -63,7 +63,11 @@ EVENTS = ["start", "scores", "mask", "epoch 1", "epoch 2", "epoch 3", "result", 
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was never disturbed; beside it, copies of its directory at every event."""
     folder = tmp_path_factory.mktemp("whole")
-    spy = Spy(lambda event, run_dir: shutil.copytree(run_dir, folder / event) and None)
+
+    def copy(event: str, run_dir: Path) -> None:
+        shutil.copytree(run_dir, folder / event)
+
+    spy = Spy(copy)
     tiny_run(folder / "run", *SETTINGS, tracker=spy)
     assert spy.seen == EVENTS
     return folder

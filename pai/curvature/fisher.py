@@ -42,8 +42,10 @@ class EmpiricalFisher:
     ) -> Estimate:  # fmt: skip
         """Return the diagonal; the mean gradient comes with it at no further pass."""
         pullbacks = sum_of_losses(loss_fn, self.temperature)
-        mean = per_sample_means(model, batches, parameters, pullbacks, trial=pullbacks)
-        return Estimate(mean.squares, mean.gradients if with_gradient else None)
+        mean = per_sample_means(
+            model, batches, parameters, pullbacks, trial=pullbacks, with_gradients=with_gradient
+        )
+        return Estimate(mean.squares, mean.gradients)
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,9 @@ class MonteCarloFisher:
                 yield F.cross_entropy(logits, labels[:, j], reduction="sum")
 
         trial = sum_of_losses(None, self.temperature)
-        mean = per_sample_means(model, batches, parameters, draws, trial=trial)
+        mean = per_sample_means(
+            model, batches, parameters, draws, trial=trial, with_gradients=False
+        )
         diagonal = {name: value / self.num_draws for name, value in mean.squares.items()}
         if not with_gradient:
             return Estimate(diagonal, None)

@@ -49,7 +49,9 @@ class ExactGGN:
                 yield (factor * logits).sum()
 
         trial = sum_of_losses(None, self.temperature)
-        mean = per_sample_means(model, batches, parameters, columns, trial=trial)
+        mean = per_sample_means(
+            model, batches, parameters, columns, trial=trial, with_gradients=False
+        )
         if not with_gradient:
             return Estimate(mean.squares, None)
         gradient = mean_gradient(model, batches, parameters, None, self.temperature)

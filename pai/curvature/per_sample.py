@@ -1,8 +1,9 @@
 """Sums over samples of squared per-sample gradients, from one batched backward pass.
 
 A backward pass only needs the gradients at the layers' *outputs*; each layer then turns its input
-and that gradient into per-sample weight gradients (``rules.py``), squares and sums them. autograd's
-own weight gradients are never computed. A parameter that no rule covers, or for which the rules
+and that gradient into the two factors of its per-sample weight gradients (``rules.py``), and the
+squares of their products are summed (``products.py``). autograd's own weight gradients are never
+computed. A parameter that no rule covers, or for which the rules
 disagree with autograd on a sample (a layer that transforms its weight, a weight used outside its
 module), takes the slow path: one backward pass per sample. It is announced, never skipped.
 """
@@ -15,10 +16,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pai.curvature.rules import RULES
+from pai.curvature.products import add_products
+from pai.curvature.rules import RULES, Factors
 from pai.objective import Batches, Named, sized
 
-_MAX_ELEMENTS = 2**25  # of per-sample gradients held at once
 _TRIALS = 4  # samples on which a rule is compared with autograd, at most
 _AGREEMENT = 1e-3  # relative difference to autograd above which a rule is not trusted
 
@@ -32,7 +33,16 @@ class Sums:
     """Sums over samples: of squared gradients and, where asked for, of gradients."""
 
     squares: Named
-    gradients: Named
+    gradients: Named | None
+
+    @classmethod
+    def zeros(cls, parameters: Mapping[str, Tensor], *, with_gradients: bool) -> "Sums":
+        """Return sums of nothing."""
+        squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        return cls(
+            squares,
+            {n: torch.zeros_like(p) for n, p in parameters.items()} if with_gradients else None,
+        )
 
 
 def per_sample_means(
@@ -42,42 +52,40 @@ def per_sample_means(
     pullbacks: Pullbacks,
     *,
     trial: Pullbacks,
+    with_gradients: bool,
 ) -> Sums:
-    """Return the means over all samples of :func:`per_sample_sums`, whatever the batch size.
+    """Return means over all samples in place of sums, the same whatever the batch size.
 
     ``trial`` is a deterministic pullback: on it the rules are compared with autograd first.
     """
-    total = Sums(*({n: torch.zeros_like(p) for n, p in parameters.items()} for _ in range(2)))
+    total = Sums.zeros(parameters, with_gradients=with_gradients)
     fast: frozenset[str] | None = None
     samples = 0
     for inputs, targets, count in sized(batches):
         batch = (inputs, targets)
         if fast is None:
             fast = covered_by_rules(model, batch, parameters, trial)
-        part = per_sample_sums(model, batch, parameters, pullbacks, fast)
-        for name in parameters:
-            total.squares[name] += part.squares[name]
-            total.gradients[name] += part.gradients[name]
+        add_per_sample_sums(total, model, batch, parameters, pullbacks, fast)
         samples += count
-    for name in parameters:
-        total.squares[name] /= samples
-        total.gradients[name] /= samples
+    for named in (total.squares, total.gradients or {}):
+        for value in named.values():
+            value.div_(samples)
     return total
 
 
-def per_sample_sums(
+def add_per_sample_sums(
+    sums: Sums,
     model: nn.Module,
     batch: tuple[Tensor, Tensor],
     parameters: Mapping[str, nn.Parameter],
     pullbacks: Pullbacks,
     fast: frozenset[str],
-) -> Sums:
-    """Return ``sum_n sum_k (grad s_kn)^2`` and ``sum_n sum_k grad s_kn`` for one batch.
+) -> None:
+    """Add ``sum_n sum_k (grad s_kn)^2`` and ``sum_n sum_k grad s_kn`` of one batch to ``sums``.
 
     ``fast`` names the parameters that the rules cover (:func:`covered_by_rules`). Call it inside
     :func:`pai.state.scoring_mode`.
     """
-    sums = Sums(*({n: torch.zeros_like(p) for n, p in parameters.items()} for _ in range(2)))
     quick = {name: p for name, p in parameters.items() if name in fast}
     slow = {name: p for name, p in parameters.items() if name not in fast}
     inputs, targets = batch
@@ -89,7 +97,6 @@ def per_sample_sums(
                 flush()
     if slow:
         _one_by_one(model, batch, slow, pullbacks, sums)
-    return sums
 
 
 def covered_by_rules(
@@ -109,8 +116,9 @@ def covered_by_rules(
     covered = set(untried)
     for n in range(min(_TRIALS, len(batch[1]))):
         one = (batch[0][n : n + 1], batch[1][n : n + 1])
-        ruled = per_sample_sums(model, one, untried, pullbacks, frozenset(untried))
-        truth = per_sample_sums(model, one, untried, pullbacks, frozenset())
+        ruled, truth = (Sums.zeros(untried, with_gradients=False) for _ in range(2))
+        add_per_sample_sums(ruled, model, one, untried, pullbacks, frozenset(untried))
+        add_per_sample_sums(truth, model, one, untried, pullbacks, frozenset())
         for name in list(untried):
             expected, actual = truth.squares[name], ruled.squares[name]
             if (expected - actual).norm() > _AGREEMENT * expected.norm():
@@ -140,11 +148,11 @@ def _owners(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[st
 
 
 @dataclass
-class _Pending:
-    """Per-sample gradients of a weight that has been used several times in one forward pass."""
+class _Uses:
+    """How often a weight was used in one forward pass, and the factors of uses seen so far."""
 
-    uses: int = 0
-    total: list[Tensor] = field(default_factory=list)
+    count: int = 0
+    factors: list[Factors] = field(default_factory=list)
 
 
 @contextmanager
@@ -152,10 +160,10 @@ def _recorded(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], sums: Sums
 ) -> Iterator[Callable[[], None]]:
     """Hook the layers so that a backward pass adds to ``sums``; call the yielded after each."""
-    pending = {name: _Pending() for name in parameters}
+    uses = {name: _Uses() for name in parameters}
 
     def watch(name: str, module: nn.Module, x: Tensor, out: Tensor) -> Tensor:
-        pending[name].uses += 1
+        uses[name].count += 1
         version = x._version
 
         def on_gradient(grad: Tensor) -> None:
@@ -164,28 +172,25 @@ def _recorded(
                     f"the input of the layer with weight {name!r} was modified in place after "
                     f"use; per-sample gradients need it unchanged"
                 )
-            _receive(name, module, x.detach(), grad.detach())
+            receive(name, RULES[type(module)](module, x.detach(), grad.detach()))
 
         if not out.requires_grad:  # the first layer of the graph: autograd starts here
             out = out.requires_grad_().clone()
         out.register_hook(on_gradient)
         return out
 
-    def _receive(name: str, module: nn.Module, x: Tensor, grad: Tensor) -> None:
-        rule = RULES[type(module)]
-        waiting = pending[name]
-        if waiting.uses > 1:
-            gradient = rule(module, x, grad)
-            waiting.total = [waiting.total[0] + gradient] if waiting.total else [gradient]
-            return
-        for xs, grads in zip(*_chunks(x, grad, weight=parameters[name]), strict=True):
-            _add(sums, name, rule(module, xs, grads))
+    def receive(name: str, factors: Factors) -> None:
+        if uses[name].count > 1:
+            uses[name].factors.append(factors)
+        else:
+            _add(sums, name, factors)
 
     def flush() -> None:
-        for name, waiting in pending.items():
-            for gradient in waiting.total:
-                _add(sums, name, gradient)
-            waiting.total = []
+        for name, use in uses.items():
+            if use.factors:
+                lefts, rights = zip(*use.factors, strict=True)
+                _add(sums, name, (torch.cat(lefts, 3), torch.cat(rights, 3)))
+                use.factors = []
 
     hooks = [
         module.register_forward_hook(
@@ -206,14 +211,11 @@ def _recorded(
             hook.remove()
 
 
-def _chunks(x: Tensor, grad: Tensor, weight: Tensor) -> tuple[tuple[Tensor, ...], ...]:
-    size = max(1, _MAX_ELEMENTS // weight.numel())
-    return x.split(size), grad.split(size)
-
-
-def _add(sums: Sums, name: str, gradient: Tensor) -> None:
-    sums.gradients[name] += gradient.sum(0)
-    sums.squares[name] += gradient.square_().sum(0)
+def _add(sums: Sums, name: str, factors: Factors) -> None:
+    a, u = factors
+    shape = (a.shape[1], a.shape[2], u.shape[2])
+    gradients = None if sums.gradients is None else sums.gradients[name].view(shape)
+    add_products(a, u, sums.squares[name].view(shape), gradients)
 
 
 def _one_by_one(
@@ -231,5 +233,6 @@ def _one_by_one(
                 scalar, list(parameters.values()), retain_graph=True, materialize_grads=True
             )
             for name, gradient in zip(parameters, values, strict=True):
-                sums.gradients[name] += gradient
                 sums.squares[name] += gradient.square()
+                if sums.gradients is not None:
+                    sums.gradients[name] += gradient

@@ -1,28 +1,30 @@
-"""Per-sample weight gradients of single layers from the layer's input and output gradient.
+"""Per-sample weight gradients of single layers, as products of two factors.
 
-Legend: B samples, O out, I in, G groups, K kernel positions, L output positions (pixels, tokens).
-Every rule returns ``[B, *weight.shape]``: the gradient of sample b's loss, for each b.
+Legend: B samples, O out, I in, G groups, K kernel positions, D = I/G * K, L output positions
+(pixels, tokens). The gradient of sample b's loss is ``A_b U_b^T`` for each group, where
+``A [B, G, O/G, L]`` comes from the gradient at the layer's output and ``U [B, G, D, L]`` from its
+input. A weight that is used twice has the factors of both uses side by side along L.
 """
 
 from collections.abc import Callable
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Rule = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Factors = tuple[Tensor, Tensor]
+Rule = Callable[[nn.Module, Tensor, Tensor], Factors]
 
 
-def linear(module: nn.Module, inputs: Tensor, grad_outputs: Tensor) -> Tensor:
-    """``G_boi = sum_l grad_blo x_bli`` for ``nn.Linear``, with any number of axes between."""
-    x = inputs.reshape(len(inputs), -1, inputs.shape[-1])
-    grad = grad_outputs.reshape(len(grad_outputs), -1, grad_outputs.shape[-1])
-    return torch.bmm(grad.transpose(1, 2), x)
+def linear(module: nn.Module, inputs: Tensor, grad_outputs: Tensor) -> Factors:
+    """``nn.Linear``: A is the output's gradient, U the input; axes between are positions."""
+    x = inputs.reshape(len(inputs), 1, -1, inputs.shape[-1])
+    grad = grad_outputs.reshape(len(grad_outputs), 1, -1, grad_outputs.shape[-1])
+    return grad.transpose(2, 3), x.transpose(2, 3)
 
 
-def conv2d(module: nn.Module, inputs: Tensor, grad_outputs: Tensor) -> Tensor:
-    """``G_bgoik = sum_l grad_bgol unfold(x)_bgikl`` for ``nn.Conv2d`` of any geometry."""
+def conv2d(module: nn.Module, inputs: Tensor, grad_outputs: Tensor) -> Factors:
+    """``nn.Conv2d`` of any geometry: U are the unfolded patches."""
     conv = cast(nn.Conv2d, module)
     return _convolution(
         conv, _padded(conv, inputs), grad_outputs,
@@ -30,11 +32,11 @@ def conv2d(module: nn.Module, inputs: Tensor, grad_outputs: Tensor) -> Tensor:
     )  # fmt: skip
 
 
-def conv1d(module: nn.Module, inputs: Tensor, grad_outputs: Tensor) -> Tensor:
-    """Apply the rule of :func:`conv2d` to ``nn.Conv1d``, an image of one row."""
+def conv1d(module: nn.Module, inputs: Tensor, grad_outputs: Tensor) -> Factors:
+    """``nn.Conv1d``: an image of one row."""
     conv = cast(nn.Conv1d, module)
     return _convolution(
-        conv, _padded(conv, inputs).unsqueeze(2), grad_outputs.unsqueeze(2),
+        conv, _padded(conv, inputs).unsqueeze(2), grad_outputs,
         (1, conv.kernel_size[0]), (1, conv.stride[0]), (1, conv.dilation[0]),
     )  # fmt: skip
 
@@ -51,12 +53,13 @@ def _convolution(
     kernel: tuple[int, int],
     stride: tuple[int, int],
     dilation: tuple[int, int],
-) -> Tensor:
-    batch, groups = len(padded), conv.groups
-    columns = F.unfold(padded, kernel, dilation=dilation, stride=stride)
-    columns = columns.reshape(batch * groups, -1, columns.shape[-1])
-    grad = grad_outputs.reshape(batch * groups, conv.out_channels // groups, -1)
-    return torch.bmm(grad, columns.transpose(1, 2)).view(batch, *conv.weight.shape)
+) -> Factors:
+    if kernel == (1, 1):
+        patches = padded[:, :, :: stride[0], :: stride[1]].flatten(2)
+    else:
+        patches = F.unfold(padded, kernel, dilation=dilation, stride=stride)
+    grad = grad_outputs.flatten(2)
+    return grad.unflatten(1, (conv.groups, -1)), patches.unflatten(1, (conv.groups, -1))
 
 
 def _padded(conv: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:

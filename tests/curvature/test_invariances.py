@@ -39,13 +39,17 @@ def test_float32_result_does_not_depend_on_the_batches(estimator: Any, cuts: set
         assert (split[name] - value).abs().max() <= 1e-6 * value.abs().max()
 
 
-def test_result_does_not_depend_on_the_chunks_of_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("elements", [1, 50, 1000])
+def test_result_does_not_depend_on_the_blocks_of_a_layer(
+    monkeypatch: pytest.MonkeyPatch, elements: int
+) -> None:
     model, x, y = small_resnet()
     whole = pai.curvature_diagonal(model, [(x, y)], estimator="empirical_fisher")
-    monkeypatch.setattr("pai.curvature.per_sample._MAX_ELEMENTS", 1)
-    single = pai.curvature_diagonal(model, [(x, y)], estimator="empirical_fisher")
+    monkeypatch.setattr("pai.curvature.products.CACHE_ELEMENTS", elements)
+    monkeypatch.setattr("pai.curvature.products._SMALL", 0)
+    blocked = pai.curvature_diagonal(model, [(x, y)], estimator="empirical_fisher")
     for name, value in whole.items():
-        assert (single[name] - value).abs().max() <= 1e-6 * value.abs().max()
+        assert (blocked[name] - value).abs().max() <= 1e-6 * value.abs().max()
 
 
 @contextmanager
