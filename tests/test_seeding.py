@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -64,11 +61,9 @@ def test_a_generator_ignores_and_keeps_the_global_state() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_seed_means_the_same_in_another_process() -> None:
-    code = "from pai.seeding import derive_seed; print(derive_seed(3, 'order/7'))"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(done.stdout) == derive_seed(3, "order/7")
+def test_a_seed_means_the_same_in_every_process_and_version() -> None:
+    by_hand = 0xE93D4E89E9DACE1C  # the first digits of `printf 3/order/7 | sha256sum`
+    assert derive_seed(3, "order/7") == by_hand // 2
 
 
 def test_the_global_seed_is_reproducible_and_differs_by_purpose() -> None:
