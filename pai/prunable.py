@@ -48,6 +48,8 @@ def classifier(model: nn.Module) -> nn.Module | None:
     get_classifier: Any = getattr(model, "get_classifier", None)
     if callable(get_classifier):
         head = get_classifier()
+        if isinstance(head, tuple | list):  # models with a distillation head
+            head = nn.ModuleList(head)
         return head if isinstance(head, nn.Module) else None
     layers = [module for module, _ in _weights(model)]
     return layers[-1] if layers else None

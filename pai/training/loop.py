@@ -43,7 +43,7 @@ def train(
         ``{"history": [one dict per epoch], "metrics": {...}}`` as in the record.
 
     Raises:
-        RunError: the training loss is NaN or infinite.
+        RunError: the training or validation loss is NaN or infinite.
     """
     optimizer = options.optimizer(model.parameters())
     pruned = PrunedWeights(model, mask)
@@ -60,6 +60,7 @@ def train(
         with global_seed(seed, f"training/{epoch}"):
             fit = _train_epoch(model, batches, optimizer, pruned, base_rates, options, epoch)
         val = evaluate(model, data.batches(data.val, EVALUATION_BATCH_SIZE))
+        _check_finite("validation", val.loss, epoch)
         row = {
             "epoch": epoch + 1, "train_loss": fit.loss, "train_accuracy": fit.accuracy,
             "val_loss": val.loss, "val_accuracy": val.accuracy,
@@ -103,7 +104,7 @@ def _train_epoch(
         batches, desc=f"epoch {epoch + 1}/{options.epochs}", unit="batch", leave=False, disable=None
     )
     for step, (inputs, targets) in enumerate(bar):
-        factor = options.lr_schedule.factor(epoch + (step + 1) / len(batches), options.epochs)
+        factor = options.lr_schedule.factor(epoch + (step + 0.5) / len(batches), options.epochs)
         for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
             group["lr"] = rate * factor
         optimizer.zero_grad(set_to_none=True)
@@ -116,12 +117,16 @@ def _train_epoch(
         correct = correct + (logits.detach().argmax(1) == targets).sum()
         samples += len(targets)
     mean = float(loss_sum) / samples
-    if not math.isfinite(mean):
+    _check_finite("training", mean, epoch)
+    return Evaluation(mean, float(correct) / samples)
+
+
+def _check_finite(part: str, loss: float, epoch: int) -> None:
+    if not math.isfinite(loss):
         raise RunError(
-            f"the training loss became {mean} in epoch {epoch + 1}; a lower "
+            f"the {part} loss became {loss} in epoch {epoch + 1}; a lower "
             f"training.optimizer.lr may help"
         )
-    return Evaluation(mean, float(correct) / samples)
 
 
 def _final_metrics(

@@ -25,7 +25,9 @@ class Sgd:
     nesterov: bool = False
 
     def __post_init__(self) -> None:
-        _check_lr(self.lr)
+        _check_rates(self.lr, self.weight_decay)
+        if self.momentum < 0:
+            raise ValueError(f"momentum must not be negative, got {self.momentum}")
         if self.nesterov and self.momentum <= 0:
             raise ValueError("nesterov needs a positive momentum")
 
@@ -47,7 +49,10 @@ class AdamW:
     beta2: float = 0.999
 
     def __post_init__(self) -> None:
-        _check_lr(self.lr)
+        _check_rates(self.lr, self.weight_decay)
+        for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if not 0 <= beta < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {beta}")
 
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Return ``torch.optim.AdamW``."""
@@ -56,6 +61,8 @@ class AdamW:
         )
 
 
-def _check_lr(lr: float) -> None:
+def _check_rates(lr: float, weight_decay: float) -> None:
     if not lr > 0:
         raise ValueError(f"lr must be positive, got {lr}")
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay must not be negative, got {weight_decay}")

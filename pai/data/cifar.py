@@ -1,0 +1,85 @@
+"""CIFAR-10 and CIFAR-100 through torchvision."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+
+from pai.data.augment import RandomCropFlip
+from pai.data.bundle import DataBundle, DataSpec, Split, held_out
+from pai.data.options import check_fraction
+from pai.errors import ConfigError, RunError
+
+
+@dataclass(frozen=True)
+class Cifar:
+    """50,000 train and 10,000 test images of 32x32 pixels (Krizhevsky 2009).
+
+    torchvision verifies the MD5 sum of every file before it unpickles it, so no other pickle
+    is ever opened.
+    """
+
+    root: str
+    num_classes: int = 10
+    download: bool = True
+    val_fraction: float = 0.1
+    split_seed: int = 0
+    crop_padding: int = 4
+    horizontal_flip: bool = True
+
+    def __post_init__(self) -> None:
+        if self.num_classes not in (10, 100):
+            raise ValueError(f"num_classes must be 10 or 100, got {self.num_classes}")
+        check_fraction("val_fraction", self.val_fraction)
+
+    def _folder(self) -> Path:
+        name = "cifar-10-batches-py" if self.num_classes == 10 else "cifar-100-python"
+        return Path(self.root) / name
+
+    def check(self) -> DataSpec:
+        """Return what a model must fit.
+
+        Raises:
+            ConfigError: the files are not there and ``download`` is off.
+        """
+        if not self.download and not self._folder().is_dir():
+            raise ConfigError(
+                f"dataset.root: {self._folder()} does not exist; "
+                f"give the folder that contains it, or set dataset.download=true"
+            )
+        per_class = 50_000 // self.num_classes
+        return DataSpec(
+            num_classes=self.num_classes, channels=3, height=32, width=32,
+            smallest_class=per_class - held_out(per_class, self.val_fraction),
+        )  # fmt: skip
+
+    def load(self) -> DataBundle:
+        """Return the bundle, downloading it first if that is needed and allowed.
+
+        Raises:
+            RunError: the download failed or the files are damaged.
+        """
+        return DataBundle.from_train_and_test(
+            self._read(train=True),
+            self._read(train=False),
+            num_classes=self.num_classes,
+            val_fraction=self.val_fraction,
+            split_seed=self.split_seed,
+            augment=RandomCropFlip(self.crop_padding, self.horizontal_flip),
+        )
+
+    def _read(self, *, train: bool) -> Split:
+        from torchvision import datasets
+
+        family: Any = datasets.CIFAR10 if self.num_classes == 10 else datasets.CIFAR100
+        try:
+            data = family(self.root, train=train, download=self.download)
+        except (URLError, OSError, RuntimeError) as error:
+            raise RunError(
+                f"cannot load CIFAR-{self.num_classes} from {self.root}: {error}; without a "
+                f"network, put torchvision's {self._folder().name} there by hand"
+            ) from error
+        images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
+        return Split(images, torch.tensor(data.targets))

@@ -1,0 +1,119 @@
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from torchvision import datasets
+
+from pai.data.cifar import Cifar
+from pai.errors import ConfigError, RunError
+
+
+class StandIn:
+    """What torchvision's CIFAR classes offer: ``data`` [N, 32, 32, 3] and a list ``targets``."""
+
+    made: list["StandIn"]
+
+    def __init__(self, root: str, *, train: bool, download: bool) -> None:
+        self.root, self.train, self.download = root, train, download
+        count = 40 if train else 20
+        draw = np.random.default_rng(int(train))
+        self.data = draw.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        self.targets = [number % 10 for number in range(count)]
+        type(self).made.append(self)
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
+    StandIn.made = []
+    monkeypatch.setattr(datasets, "CIFAR10", StandIn)
+    return StandIn
+
+
+@pytest.mark.parametrize("num_classes", [10, 100])
+def test_the_spec_of_the_published_data_sets(num_classes: int, tmp_path: Path) -> None:
+    spec = Cifar(str(tmp_path), num_classes, val_fraction=0.1).check()
+    assert (spec.channels, spec.height, spec.width) == (3, 32, 32)
+    assert spec.num_classes == num_classes
+    assert spec.smallest_class * num_classes == 45_000
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "folder"), [(10, "cifar-10-batches-py"), (100, "cifar-100-python")]
+)
+def test_missing_files_without_download_are_the_users_mistake(
+    num_classes: int, folder: str, tmp_path: Path
+) -> None:
+    cifar = Cifar(str(tmp_path), num_classes, download=False)
+    with pytest.raises(ConfigError, match=rf"dataset.root: .*{folder}.*dataset.download=true"):
+        cifar.check()
+    (tmp_path / folder).mkdir()
+    assert cifar.check().num_classes == num_classes
+
+
+@pytest.mark.parametrize(("num_classes", "family"), [(10, "CIFAR10"), (100, "CIFAR100")])
+def test_a_failed_download_is_a_failure_of_the_work(
+    num_classes: int, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*arguments: Any, **options: Any) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(datasets, family, offline)
+    with pytest.raises(RunError, match=rf"CIFAR-{num_classes} .*no route to host"):
+        Cifar(str(tmp_path), num_classes).load()
+
+
+def test_damaged_files_are_refused_before_they_are_unpickled(tmp_path: Path) -> None:
+    class Harmful:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in ("data_batch_1", "test_batch", "batches.meta"):
+        (folder / name).write_bytes(pickle.dumps(Harmful()))
+    with pytest.raises(RunError, match="CIFAR-10"):
+        Cifar(str(tmp_path), download=False).load()
+    assert not (tmp_path / "executed").exists()
+
+
+def test_images_are_laid_out_channels_first_with_their_labels(
+    stand_in: type[StandIn], tmp_path: Path
+) -> None:
+    data = Cifar(str(tmp_path), val_fraction=0.25).load()
+    train, test = stand_in.made
+    assert (train.train, test.train) == (True, False)
+    assert train.root == str(tmp_path) and train.download
+    assert data.test.images.dtype == torch.uint8 and data.test.labels.dtype == torch.int64
+    assert np.array_equal(data.test.images.numpy(), np.moveaxis(test.data, 3, 1))
+    assert data.test.labels.tolist() == test.targets
+    images = torch.cat([data.train.images, data.val.images]).numpy()
+    labels = torch.cat([data.train.labels, data.val.labels]).tolist()
+    originals = {image.tobytes(): label for image, label in zip(train.data, train.targets)}
+    for image, label in zip(images, labels):
+        assert originals.pop(np.moveaxis(image, 0, 2).tobytes()) == label
+    assert not originals
+    assert data.val.labels.bincount().tolist() == [1] * 10
+    assert data.num_classes == 10
+
+
+def test_options_reach_the_bundle(stand_in: type[StandIn], tmp_path: Path) -> None:
+    data = Cifar(str(tmp_path), download=False, crop_padding=3, horizontal_flip=False).load()
+    assert data.augment is not None
+    assert (data.augment.crop_padding, data.augment.horizontal_flip) == (3, False)
+    assert not any(made.download for made in stand_in.made)
+    default = Cifar(str(tmp_path)).load().augment
+    assert default is not None and (default.crop_padding, default.horizontal_flip) == (4, True)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("num_classes", 20), ("val_fraction", 0.0), ("val_fraction", 1.0)]
+)
+def test_options_out_of_range_are_refused(option: str, value: float, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=option):
+        Cifar(str(tmp_path), **{option: value})  # type: ignore[arg-type]

@@ -1,0 +1,190 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pai.data.bundle import Split
+from pai.data.imagefolder import ImageFolder
+
+COLOURS = {"ants": (250, 10, 10), "bees": (10, 250, 10), "cats": (10, 10, 250)}
+
+
+def paint(path: Path, colour: tuple[int, int, int], width: int = 6, height: int = 6) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (width, height), colour).save(path)
+    return path
+
+
+def make_folder(
+    root: Path, counts: dict[str, dict[str, int]], suffix: str = ".png", side: int = 6
+) -> Path:
+    """Write ``counts[split][class]`` images in the class's colour, blue marking the number."""
+    for split, classes in counts.items():
+        for name, count in classes.items():
+            red, green, _ = COLOURS[name]
+            for number in range(count):
+                path = root / split / name / f"{number:03}{suffix}"
+                paint(path, (red, green, number), side, side)
+    return root
+
+
+def small_folder(root: Path) -> Path:
+    counts = {"ants": 4, "bees": 3}
+    return make_folder(root, {"train": counts, "test": {"ants": 1, "bees": 2}})
+
+
+def class_names(part: Split) -> list[str]:
+    colours = part.images[:, :2, 0, 0].tolist()
+    return [
+        next(name for name, (red, green, _) in COLOURS.items() if [red, green] == colour)
+        for colour in colours
+    ]
+
+
+def test_every_image_gets_the_label_of_its_folder(tmp_path: Path) -> None:
+    counts = {"cats": 4, "ants": 3, "bees": 5}
+    make_folder(tmp_path, {"train": counts, "test": {"bees": 1, "cats": 2, "ants": 3}})
+    folder = ImageFolder(str(tmp_path), val_fraction=0.3)
+    data = folder.load()
+    classes = sorted(counts)
+    for part in (data.train, data.val, data.test):
+        assert [classes[label] for label in part.labels] == class_names(part)
+    assert len(data.train) + len(data.val) == 12 and len(data.test) == 6
+    assert torch.equal(data.val.labels.bincount(), torch.tensor([1, 2, 1]))  # 0.9, 1.5, 1.2
+    spec = folder.check()
+    assert spec.num_classes == data.num_classes == 3
+    assert (spec.channels, spec.height, spec.width) == (3, 6, 6) == data.train.images.shape[1:]
+
+
+def test_val_alone_is_the_test_part(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"train": {"ants": 5, "bees": 5}, "val": {"ants": 2, "bees": 1}})
+    data = ImageFolder(str(tmp_path), val_fraction=0.2).load()
+    assert torch.equal(data.test.labels.bincount(), torch.tensor([2, 1]))
+    assert torch.equal(data.val.labels.bincount(), torch.tensor([1, 1]))
+    assert torch.equal(data.train.labels.bincount(), torch.tensor([4, 4]))
+
+
+def test_val_beside_test_is_the_validation_part(tmp_path: Path) -> None:
+    counts = {"train": {"ants": 5, "bees": 5}, "val": {"ants": 2, "bees": 3}}
+    make_folder(tmp_path, counts | {"test": {"ants": 1, "bees": 4}})
+    folder = ImageFolder(str(tmp_path), val_fraction=0.2)
+    data = folder.load()
+    assert torch.equal(data.train.labels.bincount(), torch.tensor([5, 5]))
+    assert torch.equal(data.val.labels.bincount(), torch.tensor([2, 3]))
+    assert torch.equal(data.test.labels.bincount(), torch.tensor([1, 4]))
+    assert folder.check().smallest_class == 5
+
+
+@settings(max_examples=10, deadline=None)
+@given(ants=st.integers(2, 7), bees=st.integers(2, 7), fraction=st.floats(0.05, 0.6))
+def test_the_smallest_class_is_the_one_loading_finds(
+    tmp_path_factory: pytest.TempPathFactory, ants: int, bees: int, fraction: float
+) -> None:
+    root = tmp_path_factory.mktemp("folder")
+    train = {"ants": ants, "bees": bees}
+    make_folder(root, {"train": train, "test": {"ants": 1, "bees": 1}}, side=2)
+    folder = ImageFolder(str(root), val_fraction=fraction)
+    spec, data = folder.check(), folder.load()
+    assert spec.smallest_class == int(data.train.labels.bincount().min())
+
+
+def test_pixels_of_a_png_of_the_right_size_are_untouched(tmp_path: Path) -> None:
+    small_folder(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "test" / "ants" / "000.png")
+    data = ImageFolder(str(tmp_path)).load()
+    assert torch.equal(data.test.images[0], torch.from_numpy(pixels).permute(2, 0, 1))
+
+
+def test_a_grey_image_gets_three_equal_channels(tmp_path: Path) -> None:
+    small_folder(tmp_path)
+    pixels = np.arange(36, dtype=np.uint8).reshape(6, 6)
+    Image.fromarray(pixels).save(tmp_path / "test" / "ants" / "000.png")
+    image = ImageFolder(str(tmp_path)).load().test.images[0]
+    for channel in image:
+        assert torch.equal(channel, torch.from_numpy(pixels))
+
+
+def test_a_16_bit_grey_image_keeps_its_brightness(tmp_path: Path) -> None:
+    small_folder(tmp_path)
+    pixels = np.linspace(0, 65535, 36).astype(np.uint16).reshape(6, 6)
+    Image.fromarray(pixels).save(tmp_path / "test" / "ants" / "000.png")
+    image = ImageFolder(str(tmp_path)).load().test.images[0]
+    brightness = torch.from_numpy(pixels / 65535.0)
+    torch.testing.assert_close(image[0].double() / 255, brightness, rtol=0, atol=1 / 255)
+
+
+@settings(max_examples=20, deadline=None)
+@given(width=st.integers(1, 40), height=st.integers(1, 40), size=st.integers(1, 9))
+def test_any_image_becomes_a_square_of_the_wanted_size(
+    tmp_path_factory: pytest.TempPathFactory, width: int, height: int, size: int
+) -> None:
+    root = small_folder(tmp_path_factory.mktemp("folder"))
+    paint(root / "test" / "ants" / "000.png", (7, 77, 177), width, height)
+    data = ImageFolder(str(root), image_size=size).load()
+    expected = torch.tensor([7, 77, 177], dtype=torch.uint8).view(3, 1, 1).expand(3, size, size)
+    assert torch.equal(data.test.images[0], expected)
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_the_central_square_is_kept(tmp_path: Path, upright: bool) -> None:
+    small_folder(tmp_path)
+    pixels = np.zeros((6, 18, 3), dtype=np.uint8)
+    pixels[:, 6:12] = np.random.default_rng(0).integers(1, 256, (6, 6, 3), dtype=np.uint8)
+    if upright:
+        pixels = np.ascontiguousarray(pixels.transpose(1, 0, 2))
+    Image.fromarray(pixels).save(tmp_path / "test" / "ants" / "000.png")
+    image = ImageFolder(str(tmp_path)).load().test.images[0]
+    middle = pixels[6:12] if upright else pixels[:, 6:12]
+    assert torch.equal(image, torch.from_numpy(middle).permute(2, 0, 1))
+
+
+def test_the_default_size_is_the_shorter_side_of_the_first_training_image(tmp_path: Path) -> None:
+    small_folder(tmp_path)
+    paint(tmp_path / "train" / "ants" / "000.png", COLOURS["ants"], 11, 9)
+    assert ImageFolder(str(tmp_path)).check().height == 9
+    assert ImageFolder(str(tmp_path)).load().train.images.shape[2:] == (9, 9)
+
+
+def test_jpegs_are_read(tmp_path: Path) -> None:
+    make_folder(
+        tmp_path,
+        {"train": {"ants": 2, "bees": 2}, "test": {"ants": 1, "bees": 1}},
+        suffix=".JPG",
+        side=16,
+    )
+    data = ImageFolder(str(tmp_path), val_fraction=0.5).load()
+    for image, label in zip(data.test.images, data.test.labels):
+        red, green, _ = COLOURS[("ants", "bees")[int(label)]]
+        flat = torch.tensor([red, green, 0]).view(3, 1, 1)
+        assert int((image.int() - flat).abs().max()) <= 4  # lossy
+
+
+def test_hidden_files_and_other_files_are_ignored(tmp_path: Path) -> None:
+    expected = ImageFolder(str(small_folder(tmp_path))).load()
+    for split in ("train", "test"):
+        (tmp_path / split / ".cache").mkdir()
+        (tmp_path / split / "README.txt").write_text("not a class")
+        for name in (".000.png", "._000.png", ".DS_Store", "notes.txt", "labels.csv"):
+            (tmp_path / split / "ants" / name).write_bytes(b"not an image")
+    data = ImageFolder(str(tmp_path)).load()
+    assert torch.equal(data.train.images, expected.train.images)
+    assert torch.equal(data.test.labels, expected.test.labels)
+    assert ImageFolder(str(tmp_path)).check().smallest_class == 2
+
+
+def test_augmentation_follows_the_options_and_validation_is_exact(tmp_path: Path) -> None:
+    folder = ImageFolder(str(small_folder(tmp_path)), crop_padding=2, horizontal_flip=False)
+    augment = folder.load().augment
+    assert augment is not None
+    assert (augment.crop_padding, augment.horizontal_flip) == (2, False)
+
+
+@pytest.mark.parametrize("options", [{"image_size": 0}, {"val_fraction": 0.0}])
+def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        ImageFolder("anywhere", **options)  # type: ignore[arg-type]
