@@ -129,6 +129,7 @@ def _pipeline(plan: Plan, run_dir: Path, record: dict[str, Any], session: Sessio
         mask = load_mask(run_dir / MASK_FILE)
         _log.info("continuing from %s", checkpoint)
     else:
+        checkpoint.unlink(missing_ok=True)  # without its record nothing says what it is from
         with _timed(clock, "warmup"):
             warm = plan.warmup(model, data.warmup_batches(scoring["warmup_batch_size"], seed))
         record["warmup"] = asdict(warm)
