@@ -17,13 +17,11 @@ UNKNOWN_CHOICES = [
     (["training=defualt"], ["training", "'defualt'", "did you mean 'default'?"]),
     (["logger=wandbb"], ["logger", "'wandbb'", "did you mean 'wandb'?"]),
     (["+experiment=no_such"], ["experiment", "'no_such'"]),
-    (["-m", "scorer=snip,hst"], ["scorer", "'hst'", "did you mean 'hts'?"]),
     (["hydra/launcher=slurm"], ["hydra/launcher", "'slurm'", "basic"]),
     (["--config-name", "confg"], ["'confg'"]),
 ]
 NO_CHOICE = [
-    ([f"{group}=null", "seed=3"], [group, "null"])
-    for group in ("dataset", "model", "scorer", "warmup", "schedule", "training", "logger")
+    ([f"{group}=null", "seed=3"], [group, "null"]) for group in ("dataset", "scorer", "logger")
 ]
 TYPOS = [
     (["sparsty=0.5"], ["sparsty: unknown key", "did you mean 'sparsity'?"]),
@@ -52,7 +50,6 @@ MISSING = [
     (["~scorer"], ["scorer: missing"]),
     (["~training.optimizer"], ["training.optimizer: missing"]),
     (["sparsity=???"], ["sparsity: missing; give it a value"]),
-    (["training.optimizer.lr=???"], ["training.optimizer.lr: missing"]),
     (["dataset=imagefolder"], ["dataset.root: missing; give it a value"]),
     (["hydra.run.dir=???"], ["hydra.run.dir: missing"]),
     (["seed=${nope}"], ["seed", "'nope'"]),
@@ -75,22 +72,17 @@ SYNTAX = [
 ]
 VALUES = [
     (["sparsity=1"], ["sparsity: 1 is not valid", "less than 1"]),
-    (["sparsity=-0.1"], ["sparsity: -0.1 is not valid", "0"]),
     (["sparsity=nan"], ["sparsity: nan is not valid"]),
     (["sparsity=abc"], ["sparsity: 'abc' is not valid", "number"]),
     (["sparsity=true"], ["sparsity: True is not valid"]),
     (["-m", "sparsity=0.5,1.5"], ["sparsity: 1.5 is not valid"]),
     (["seed=-1"], ["seed: -1 is not valid"]),
-    (["seed=1.5"], ["seed: 1.5 is not valid", "integer"]),
     (["seed="], ["seed: '' is not valid"]),
     (["scope=layr"], ["scope: 'layr' is not valid", "'global' or 'layer'"]),
-    (["include_classifier=1"], ["include_classifier: 1 is not valid"]),
     (["device=tpu"], ["device: 'tpu' is not valid"]),
     (["device=cuda:77"], ["device: 'cuda:77' is not there", "auto"]),
     (["device=cuda:01"], ["device: 'cuda:01'"]),
     (["device=cuda:1000"], ["device: 'cuda:1000'"]),
-    (["scoring=3"], ["scoring: 3 is not valid"]),
-    (["scoring.samples_per_class=0"], ["scoring.samples_per_class: 0 is not valid"]),
     (["scoring.samples_per_class=1000"], ["scoring.samples_per_class: 1000", "125"]),
     (["dataset.val_fraction=2"], ["dataset", "val_fraction", "2"]),
     (["dataset.image_size=9"], ["dataset", "image_size", "9", "multiple of 8"]),
@@ -98,7 +90,6 @@ VALUES = [
     (["dataset=imagefolder", "dataset.root=no_such"], ["dataset.root", "no_such"]),
     (["dataset=cifar10", "dataset.root=x", "dataset.download=false"], ["dataset.root", "x"]),
     (["model.depth=9"], ["model", "depth", "9", "8, 14, 20"]),
-    (["model.depth=20.0"], ["model.depth: 20.0 is not valid"]),
     (["model.width=0"], ["model", "width", "0"]),
     (["model=vgg16"], ["model", "1x8x8", "dataset.image_size"]),
     (["+model._partial_=false"], ["model"]),
@@ -109,7 +100,6 @@ VALUES = [
     (["warmup.statistics=run"], ["warmup.statistics: 'run'", "'running' or 'population'"]),
     (["logger.mode=onlin"], ["logger.mode: 'onlin'", "'online'"]),
     (["logger.init_timeout_s=0"], ["logger", "init_timeout_s", "0"]),
-    (["logger.tags=x"], ["logger.tags: 'x'"]),
     (["training.epochs=1.5"], ["training.epochs: 1.5 is not valid"]),
     (["training.epochs=-1"], ["training", "epochs", "-1"]),
     (["training.optimizer=sgd"], ["training.optimizer"]),
