@@ -115,8 +115,11 @@ WRONG_KINDS = [
     (["~dataset", "+dataset={_target_:pai.warmup.NoWarmup}"], ["dataset"]),
     (["~logger", "+logger={_target_:pai.warmup.NoWarmup}"], ["logger"]),
     (
-        ["~training.optimizer", "+training.optimizer={_target_:pai.warmup.NoWarmup}"],
-        ["training.optimizer"],
+        [
+            "~training.optimizer",
+            "+training.optimizer={_target_:pai.training.lr_schedules.Constant}",
+        ],
+        ["training", "optimizer"],
     ),
 ]
 # The sweeper that comes with Hydra cannot search a continuous range.
