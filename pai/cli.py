@@ -33,7 +33,7 @@ def main() -> None:
     try:
         arguments = _parse(sys.argv[1:])
         if _only_information(arguments):
-            _hydra()
+            _answer(arguments)
             sys.exit(0)
         jobs = _checked_jobs(arguments)
     except ConfigError as error:
@@ -60,7 +60,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> Any:
-            raise ConfigError(f"command line: {message}; see pai --help")
+            raise ConfigError(f"command line: {message}; flags go before overrides, see pai --help")
 
     parser = get_args_parser()
     parser.__class__ = Parser
@@ -75,6 +75,20 @@ def _only_information(arguments: argparse.Namespace) -> bool:
         arguments.help or arguments.hydra_help or arguments.cfg or arguments.info
         or arguments.shell_completion
     )  # fmt: skip
+
+
+def _answer(arguments: argparse.Namespace) -> None:
+    """Let Hydra answer ``--help``, ``--cfg`` and the like, once the overrides are known to fit."""
+    from hydra.errors import HydraException
+
+    from pai.compose import compose_jobs
+
+    arguments.multirun = True  # a configuration that sweeps may be looked at without -m
+    compose_jobs(arguments)
+    try:
+        _hydra()
+    except HydraException as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
 
 
 def _checked_jobs(arguments: argparse.Namespace) -> list[tuple[Path, Path]]:
@@ -115,7 +129,7 @@ def _job(config: "DictConfig") -> float | None:
         record = run(prepare(resolved), run_dir, _labels(hydra, multirun=multirun))
     except (Exception, KeyboardInterrupt) as error:
         _log.debug("the run failed", exc_info=True)  # to the log file
-        if multirun and isinstance(error, Exception):
+        if multirun:
             raise
         _failure.append(error)
         return None

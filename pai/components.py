@@ -14,15 +14,16 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from pai.errors import ConfigError, nearest
 
 TRUST_VARIABLE = "PAI_TRUSTED_PACKAGES"
 """Environment variable: further packages, comma-separated, that ``_target_`` may name."""
 
-STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 _MARKERS = ("_target_", "_partial_")
+_COLLECTING = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 
 def is_component(node: Any) -> bool:
@@ -78,13 +79,26 @@ def component_faults(
     options = {name: value for name, value in node.items() if name not in _MARKERS}
     fields: dict[str, Any] = {}
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    config, faults = STRICT, []
     for name, parameter in inspect.signature(target).parameters.items():
-        if name in supplied:
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            config = ConfigDict(**{**STRICT, "extra": "allow"})
+        if name in supplied or parameter.kind in _COLLECTING:
             continue
         optional = partial or parameter.default is not inspect.Parameter.empty
-        hint = Any if is_component(options.get(name)) else hints.get(name, Any)
-        fields[name] = (hint, None if optional else ...)
-    faults = model_faults(key, create_model("Options", __config__=STRICT, **fields), options)
+        hint = hints.get(name, Any)
+        if is_component(options.get(name)):
+            hint = Any
+        elif getattr(hint, "_is_protocol", False):
+            hint = Any
+            if name in options:
+                faults.append(
+                    f"{key}.{name}: {options[name]!r} is no component, a node with a _target_"
+                )
+        # An alias, because pydantic has uses of its own for names such as "schema" and "copy".
+        field = Field(None if optional else ..., alias=name)
+        fields[f"option_{len(fields)}"] = (hint, field)
+    faults += model_faults(key, create_model("Options", __config__=config, **fields), options)
     for name, value in options.items():
         if is_component(value):
             faults += component_faults(f"{key}.{name}", value)
@@ -101,7 +115,8 @@ def locate(key: str, path: Any) -> Callable[..., Any]:
     Raises:
         ConfigError: not trusted, or not there.
     """
-    trusted = {"pai", *filter(None, os.environ.get(TRUST_VARIABLE, "").split(","))}
+    named = (package.strip() for package in os.environ.get(TRUST_VARIABLE, "").split(","))
+    trusted = {"pai", *filter(None, named)}
     if not isinstance(path, str) or path.split(".")[0] not in trusted:
         raise ConfigError(
             f"{key}: {path!r} is not in a trusted package ({', '.join(sorted(trusted))}); "
@@ -134,8 +149,9 @@ def _phrase(prefix: str, schema: type[BaseModel], fault: Any) -> str:
         siblings = schema.model_fields
         for part in fault["loc"][:-1]:
             siblings = getattr(siblings[str(part)].annotation, "model_fields", {})
-        known = ", ".join(siblings) or "no option"
-        return f"{key}: unknown key{nearest(str(fault['loc'][-1]), siblings)} (known: {known})"
+        names = [field.alias or name for name, field in siblings.items()]
+        known = ", ".join(names) or "no option"
+        return f"{key}: unknown key{nearest(str(fault['loc'][-1]), names)} (known: {known})"
     if fault["type"] == "missing":
         return f"{key}: missing; give it a value"
     message = fault["msg"][0].lower() + fault["msg"][1:]

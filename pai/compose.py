@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -45,20 +47,29 @@ def compose_jobs(arguments: argparse.Namespace) -> list[Job]:
             raise ConfigError(f"--config-dir: {arguments.config_dir} is not a folder")
         overrides.append(f"hydra.searchpath=[{_quoted(f'file://{extra}')}]")
     name = arguments.config_name or "config"
+    if not folder.is_dir():
+        raise ConfigError(f"--config-path: {arguments.config_path} is not a folder")
     with initialize_config_dir(str(folder), version_base="1.3", job_name="pai"):
         parsed = _parse(overrides)
-        _check_sweeps(parsed, multirun=arguments.multirun)
+        _check_choices(parsed)
         fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
-        params = _compose(name, fixed).hydra.sweeper.get("params") or {}
+        base = _compose(name, fixed).hydra
+        arguments.multirun = arguments.multirun or base.mode == RunMode.MULTIRUN
+        _check_sweeps(parsed, multirun=arguments.multirun)
+        if base.sweeper._target_.endswith(".BasicSweeper"):
+            _check_discrete(parsed)
+        params = base.sweeper.get("params") or {}
         if params and not arguments.multirun:
             raise ConfigError(
                 f"hydra.sweeper.params: this configuration sweeps over {', '.join(params)}; add -m"
             )
         parsed = _parse([f"{key}={value}" for key, value in params.items()]) + parsed
         axes = {override.get_key_element(): _values(override) for override in parsed}
+        if not arguments.multirun:
+            return [_job(name, [str(override.input_line) for override in parsed], None)]
         return [
-            _job(name, [text for text in combination if text], multirun=arguments.multirun)
-            for combination in itertools.product(*axes.values())
+            _job(name, [text for text in combination if text], number)
+            for number, combination in enumerate(itertools.product(*axes.values()))
         ]
 
 
@@ -66,7 +77,9 @@ def _parse(overrides: list[str]) -> list[Override]:
     parsed = []
     for override in overrides:
         try:
-            parsed += OverridesParser.create().parse_overrides([override])
+            parsed += OverridesParser.create(
+                GlobalHydra.instance().config_loader()
+            ).parse_overrides([override])
         except (OverrideParseException, HydraException) as error:
             raise ConfigError(
                 f"{override!r} cannot be parsed; overrides look like key=value, with quotes "
@@ -84,9 +97,25 @@ def _check_sweeps(overrides: list[Override], *, multirun: bool) -> None:
             )
 
 
+def _check_choices(overrides: list[Override]) -> None:
+    for override in overrides:
+        chosen = override.key_or_group in GROUPS and not override.is_delete()
+        if chosen and override.value() is None:
+            raise ConfigError(f"{override.key_or_group}: null is not a choice; a run needs one")
+
+
+def _check_discrete(overrides: list[Override]) -> None:
+    for override in overrides:
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            raise ConfigError(
+                f"{override.get_key_element()}: {override.get_value_string()!r} is a continuous "
+                f"range; list the values, or choose a sweeper that searches"
+            )
+
+
 def _values(override: Override) -> list[str]:
     if not override.is_sweep_override():
-        return [str(override.input_line)]
+        return [f"{override.get_key_element()}={override.get_value_element_as_str()}"]
     if not override.is_discrete_sweep():
         return [""]
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
@@ -99,11 +128,13 @@ def _compose(name: str, overrides: list[str]) -> DictConfig:
         raise ConfigError(_explain(error, name, overrides)) from error
 
 
-def _job(name: str, overrides: list[str], *, multirun: bool) -> Job:
+def _job(name: str, overrides: list[str], number: int | None) -> Job:
+    if number is not None:
+        overrides = [*overrides, f"hydra.job.num={number}", f"hydra.job.id={number}"]
     composed = _compose(name, overrides)
     try:
         sweep_dir = Path(composed.hydra.sweep.dir)
-        if multirun:
+        if number is not None:
             run_dir = sweep_dir / composed.hydra.sweep.subdir
         else:
             run_dir = Path(composed.hydra.run.dir)
@@ -134,6 +165,12 @@ def _explain(error: Exception, name: str, overrides: list[str]) -> str:
     if absent:
         group = absent[1]
         return f"{group}: not part of the default configuration; add it with +{group}=NAME"
+    absent = re.match(r"Could not delete from config. '([^']+)' does not exist", str(error))
+    if absent:
+        last = absent[1].rpartition(".")[2]
+        return (
+            f"{absent[1]}: nothing to remove{nearest(last, _siblings(absent[1], name, overrides))}"
+        )
     place = f"{key}: " if key else ""
     detail = f" ({_first_line(cause)})" if cause else ""
     return f"{place}{_first_line(error)}{detail}; the overrides were: {' '.join(overrides)}"

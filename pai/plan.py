@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pai.components import build
-from pai.data.bundle import DataSpec
+from pai.data.bundle import Dataset, DataSpec
 from pai.errors import ConfigError
 from pai.masking.schedule import Schedule
 from pai.prunable import classifier, prunable_parameters
@@ -20,13 +20,18 @@ from pai.tracking.base import Tracker
 from pai.training.options import Training
 from pai.warmup import Warmup
 
+_KINDS = {
+    "dataset": Dataset, "scorer": Scorer, "warmup": Warmup, "schedule": Schedule,
+    "training": Training, "logger": Tracker,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Plan:
     """A run that is known to make sense: options in range, data in place, model fits the data."""
 
     config: dict[str, Any]
-    dataset: Any
+    dataset: Dataset
     spec: DataSpec
     build_model: Callable[[], nn.Module]
     scorer: Scorer
@@ -48,6 +53,11 @@ def prepare(config: Mapping[str, Any]) -> Plan:
     """
     check_config(config)
     parts = {group: build(group, config[group]) for group in GROUPS if group != "model"}
+    for group, kind in _KINDS.items():
+        if not isinstance(parts[group], kind):
+            raise ConfigError(
+                f"{group}._target_: {config[group]['_target_']!r} does not make a {kind.__name__}"
+            )
     spec = parts["dataset"].check()
     wanted = config["scoring"]["samples_per_class"]
     if wanted > spec.smallest_class:
@@ -71,7 +81,7 @@ def prepare(config: Mapping[str, Any]) -> Plan:
 
 
 def _model_builder(node: Mapping[str, Any], spec: DataSpec) -> Callable[[], nn.Module]:
-    builder = build("model", node)
+    builder = build("model", {**node, "_partial_": True})
     return functools.partial(builder, num_classes=spec.num_classes, in_channels=spec.channels)
 
 
@@ -103,8 +113,8 @@ def _check_model(model_config: str, spec: DataSpec, *, include_classifier: bool)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             model = _model_builder(json.loads(model_config), spec)().eval()
-        except ValueError as error:
-            raise ConfigError(f"model: {error}") from error
+        except (ValueError, RuntimeError) as error:  # RuntimeError: more memory than there is
+            raise ConfigError(f"model: {str(error).splitlines()[0]}") from error
         try:
             outputs = model(torch.zeros(2, spec.channels, spec.height, spec.width))
         except RuntimeError as error:

@@ -2,6 +2,7 @@
 
 import datetime
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -72,6 +73,11 @@ def check_run_directory(run_dir: Path, config: Mapping[str, Any]) -> dict[str, A
     Raises:
         ConfigError: the directory holds a run with another configuration (the logger aside).
     """
+    parent = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ConfigError(
+            f"hydra.run.dir: {run_dir} cannot be made: {parent} is no writable folder"
+        )
     try:
         record = read_record(run_dir)
     except ValueError as error:

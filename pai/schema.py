@@ -35,7 +35,7 @@ class TopLevel(BaseModel):
     scope: typing.Literal["global", "layer"]
     include_classifier: bool
     seed: int = Field(ge=0)
-    device: str = Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: str = Field(pattern=r"^(auto|cpu|mps|cuda(:(0|[1-9][0-9]?))?)$")
 
 
 GROUPS = ("dataset", "model", "scorer", "warmup", "schedule", "training", "logger")
@@ -45,6 +45,8 @@ _SUPPLIED_BY_THE_RUN = {"model": ("num_classes", "in_channels")}
 def check_config(config: Mapping[str, Any]) -> None:
     """Raise :class:`ConfigError` naming every unknown key, wrong type and value out of range."""
     faults = model_faults("", TopLevel, config)
+    if not faults and config["model"].get("_partial_") is not True:
+        faults = ["model._partial_: has to be true; the run supplies classes and channels"]
     if not faults:
         for group in GROUPS:
             faults += component_faults(group, config[group], _SUPPLIED_BY_THE_RUN.get(group, ()))

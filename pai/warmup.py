@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ class WarmupReport:
         )
 
 
+@runtime_checkable
 class Warmup(Protocol):
     """Changes nothing but the statistics of normalisation layers."""
 

@@ -5,6 +5,7 @@ Legend: N images, C channels, H x W pixels, B batch size, K classes.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,6 +26,17 @@ class DataSpec:
     height: int
     width: int
     smallest_class: int  # training images of the smallest class, after the validation split
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """The options of a data set: looked at before the run, loaded in it."""
+
+    def check(self) -> DataSpec:
+        """Return what a model must fit; cheap. Raises ConfigError if the data is not there."""
+
+    def load(self) -> "DataBundle":
+        """Return the bundle."""
 
 
 @dataclass(frozen=True)

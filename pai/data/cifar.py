@@ -33,6 +33,7 @@ class Cifar:
         if self.num_classes not in (10, 100):
             raise ValueError(f"num_classes must be 10 or 100, got {self.num_classes}")
         check_fraction("val_fraction", self.val_fraction)
+        RandomCropFlip(self.crop_padding, self.horizontal_flip)  # checks its options
 
     def _folder(self) -> Path:
         name = "cifar-10-batches-py" if self.num_classes == 10 else "cifar-100-python"

@@ -38,6 +38,7 @@ class Digits:
             raise ValueError(f"image_size must be a multiple of {_SIDE}, got {self.image_size}")
         check_fraction("test_fraction", self.test_fraction)
         check_fraction("val_fraction", self.val_fraction)
+        RandomCropFlip(self.crop_padding, self.horizontal_flip)  # checks its options
 
     def check(self) -> DataSpec:
         """Return what a model must fit; cheap."""

@@ -42,6 +42,7 @@ class ImageFolder:
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size must be at least 1, got {self.image_size}")
         check_fraction("val_fraction", self.val_fraction)
+        RandomCropFlip(self.crop_padding, self.horizontal_flip)  # checks its options
 
     def check(self) -> DataSpec:
         """Return what a model must fit, from the listing and one image header.

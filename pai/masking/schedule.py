@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ ScoreFn = Callable[[Mask | None], dict[str, Tensor]]
 """Scores all prunable weights of the network as pruned by the given mask (``None``: dense)."""
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """Gives the sparsity after each round; the last is the target."""
 

@@ -12,9 +12,10 @@ def summarise(record: Mapping[str, Any], run_dir: Path) -> str:
     config, mask, metrics = record["config"], record["mask"], record["metrics"]
     times = record["timing_s"]
     lines = [_layers(mask), ""]
+    dense = mask["kept"] == mask["prunable"]
+    asked = "dense" if dense else f"sparsity {mask['sparsity']:.4f}, asked {config['sparsity']:g}"
     lines.append(
-        f"weights    {mask['kept']:,} of {mask['prunable']:,} prunable kept "
-        f"(sparsity {mask['sparsity']:.4f}, asked {_asked(config)}); "
+        f"weights    {mask['kept']:,} of {mask['prunable']:,} prunable kept ({asked}); "
         f"{mask['all_parameters']:,} parameters in all"
     )
     if mask["effective_sparsity"] is not None:
@@ -38,10 +39,6 @@ def summarise(record: Mapping[str, Any], run_dir: Path) -> str:
     lines.append(f"seconds    {times['total']:.1f} in all: {parts}")
     lines.append(f"files      {run_dir}")
     return "\n".join(lines)
-
-
-def _asked(config: Mapping[str, Any]) -> str:
-    return f"{config['sparsity']:g}"
 
 
 def _layers(mask: Mapping[str, Any]) -> str:

@@ -16,6 +16,6 @@ def sweep_table(run_dirs: Sequence[Path]) -> tuple[str, int]:
         if record is not None and status == "completed":
             detail = f"test {record['metrics']['test_accuracy']:.2%}"
         else:
-            detail = "" if record is None else " ".join(str(record["error"]).split())
+            detail = " ".join(str((record or {}).get("error") or "").split())
         rows.append(f"{status:12} {run_dir.name}  {detail}".rstrip())
     return "\n".join(rows), failed

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -36,6 +36,7 @@ class Session(Protocol):
         """Log the final metrics, counts and times."""
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Opens a session for one run; an exception inside the block marks the run as failed."""
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -58,9 +59,9 @@ class WandbTracker:
             run.finish(exit_code=exit_code)
 
     def _start(self, config: dict[str, Any], labels: RunLabels, run_dir: Path) -> "Run":
-        import wandb
         from wandb.errors import CommError
 
+        wandb = _silent_wandb()
         mode = self._mode()
 
         def init(mode: Literal["online", "offline", "disabled"]) -> "Run":
@@ -89,8 +90,7 @@ class WandbTracker:
                 return init("offline")
 
     def _mode(self) -> Literal["online", "offline", "disabled"]:
-        import wandb
-
+        wandb = _silent_wandb()
         if self.mode != "auto":
             return self.mode
         chosen = os.environ.get("WANDB_MODE")
@@ -101,6 +101,14 @@ class WandbTracker:
         if chosen in ("offline", "dryrun"):
             return "offline"
         return "online" if wandb.login(prompt=False, verify=False) else "offline"
+
+
+def _silent_wandb() -> ModuleType:
+    """Import W&B; unless it is silent from the start, a login prints and waits for the server."""
+    import wandb
+
+    wandb.setup(settings=wandb.Settings(silent=True))
+    return wandb
 
 
 class _WandbSession:

@@ -17,6 +17,10 @@ class Training:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.optimizer, OptimizerBuilder):
+            raise ValueError(f"optimizer: {self.optimizer!r} builds no optimizer")
+        if not isinstance(self.lr_schedule, LRSchedule):
+            raise ValueError(f"lr_schedule: {self.lr_schedule!r} is no learning-rate schedule")
         if self.epochs < 0:
             raise ValueError(f"epochs must not be negative, got {self.epochs}")
         if self.batch_size < 2:
