@@ -3,9 +3,9 @@
 A backward pass only needs the gradients at the layers' *outputs*; each layer then turns its input
 and that gradient into the two factors of its per-sample weight gradients (``rules.py``), and the
 squares of their products are summed (``products.py``). autograd's own weight gradients are never
-computed. A parameter that no rule covers, or for which the rules
-disagree with autograd on a sample (a layer that transforms its weight, a weight used outside its
-module), takes the slow path: one backward pass per sample. It is announced, never skipped.
+computed. A parameter that no rule covers, or for which the rules disagree with autograd on a sample
+(a layer that transforms its weight, a weight used outside its module), takes the slow path: one
+backward pass per sample. It is announced, never skipped.
 """
 
 import warnings
@@ -38,11 +38,12 @@ class Sums:
     @classmethod
     def zeros(cls, parameters: Mapping[str, Tensor], *, with_gradients: bool) -> "Sums":
         """Return sums of nothing."""
-        squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
-        return cls(
-            squares,
-            {n: torch.zeros_like(p) for n, p in parameters.items()} if with_gradients else None,
-        )
+
+        def zeros() -> Named:
+            contiguous = torch.contiguous_format  # also for weights in channels_last
+            return {n: torch.zeros_like(p, memory_format=contiguous) for n, p in parameters.items()}
+
+        return cls(zeros(), zeros() if with_gradients else None)
 
 
 def per_sample_means(

@@ -52,6 +52,16 @@ def test_result_does_not_depend_on_the_blocks_of_a_layer(
         assert (blocked[name] - value).abs().max() <= 1e-6 * value.abs().max()
 
 
+@pytest.mark.parametrize("estimator", ["empirical_fisher", "exact_ggn"])
+def test_weights_in_channels_last_give_the_same_result(estimator: Any) -> None:
+    model, x, y = small_resnet()
+    plain = pai.curvature_diagonal(model, [(x, y)], estimator=estimator)
+    model.to(memory_format=torch.channels_last)
+    other = pai.curvature_diagonal(model, [(x, y)], estimator=estimator)
+    for name, value in plain.items():
+        assert (other[name] - value).abs().max() <= 1e-6 * value.abs().max()
+
+
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
     state = {name: value.clone() for name, value in model.state_dict().items()}
