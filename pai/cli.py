@@ -27,8 +27,9 @@ _failure: list[BaseException] = []
 def main() -> None:
     """Run the command line and exit."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us instead of being printed
-    # Idle OpenMP threads sleep instead of spinning: on a busy machine spinning slows a run tenfold.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Idle OpenMP threads spin for a moment and then sleep. By default they spin for long, which on
+    # a machine with other work slows a small network many times over.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     register_resolvers()
     try:
         arguments = _parse(sys.argv[1:])
