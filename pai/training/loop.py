@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -55,10 +55,15 @@ def train(
     base_rates = [group["initial_lr"] for group in optimizer.param_groups]
     for row in state["history"]:
         on_epoch(row)
+    steps = len(data.training_batches(options.batch_size, seed, 0))
+    bar = tqdm(
+        total=options.epochs * steps, initial=state["epoch"] * steps,
+        desc="training", unit="batch", disable=None,
+    )  # fmt: skip
     for epoch in range(state["epoch"], options.epochs):
         batches = data.training_batches(options.batch_size, seed, epoch)
         with global_seed(seed, f"training/{epoch}"):
-            fit = _train_epoch(model, batches, optimizer, pruned, base_rates, options, epoch)
+            fit = _train_epoch(model, batches, optimizer, pruned, base_rates, options, epoch, bar)
         val = evaluate(model, data.batches(data.val, EVALUATION_BATCH_SIZE))
         _check_finite("validation", val.loss, epoch)
         row = {
@@ -76,6 +81,8 @@ def train(
         }  # fmt: skip
         save_checkpoint(checkpoint, state)
         on_epoch(row)
+        bar.set_postfix_str(f"epoch {epoch + 1}/{options.epochs}, validation {val.accuracy:.2%}")
+    bar.close()
     return {"history": state["history"], "metrics": _final_metrics(model, data, state["best"])}
 
 
@@ -96,14 +103,12 @@ def _train_epoch(
     base_rates: list[float],
     options: Training,
     epoch: int,
+    bar: "tqdm[NoReturn]",
 ) -> Evaluation:
     model.train()
     loss_sum = torch.zeros((), dtype=torch.float64)
     correct, samples = torch.zeros((), dtype=torch.int64), 0
-    bar = tqdm(
-        batches, desc=f"epoch {epoch + 1}/{options.epochs}", unit="batch", leave=False, disable=None
-    )
-    for step, (inputs, targets) in enumerate(bar):
+    for step, (inputs, targets) in enumerate(batches):
         factor = options.lr_schedule.factor(epoch + (step + 0.5) / len(batches), options.epochs)
         for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
             group["lr"] = rate * factor
@@ -116,6 +121,7 @@ def _train_epoch(
         loss_sum = loss_sum + loss.detach().double() * len(targets)
         correct = correct + (logits.detach().argmax(1) == targets).sum()
         samples += len(targets)
+        bar.update()
     mean = float(loss_sum) / samples
     _check_finite("training", mean, epoch)
     return Evaluation(mean, float(correct) / samples)
