@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pai.curvature.products import add_products
+from pai.curvature.products import add_products, chunk_size
 from pai.curvature.rules import RULES, Factors
 from pai.objective import Batches, Named, sized
 
@@ -173,18 +173,21 @@ def _recorded(
                     f"the input of the layer with weight {name!r} was modified in place after "
                     f"use; per-sample gradients need it unchanged"
                 )
-            receive(name, RULES[type(module)](module, x.detach(), grad.detach()))
+            receive(name, module, x.detach(), grad.detach())
 
         if not out.requires_grad:  # the first layer of the graph: autograd starts here
             out = out.requires_grad_().clone()
         out.register_hook(on_gradient)
         return out
 
-    def receive(name: str, factors: Factors) -> None:
+    def receive(name: str, module: nn.Module, x: Tensor, grad: Tensor) -> None:
+        rule = RULES[type(module)]
         if uses[name].count > 1:
-            uses[name].factors.append(factors)
-        else:
-            _add(sums, name, factors)
+            uses[name].factors.append(rule(module, x, grad))
+            return
+        size = chunk_size(parameters[name], grad, getattr(module, "groups", 1))
+        for xs, grads in zip(x.split(size), grad.split(size), strict=True):
+            _add(sums, name, rule(module, xs, grads))
 
     def flush() -> None:
         for name, use in uses.items():

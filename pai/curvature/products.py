@@ -14,6 +14,16 @@ from torch import Tensor
 CACHE_ELEMENTS = 2**19  # of one block of products on a CPU: 2 MiB in float32, about an L2 cache
 GPU_ELEMENTS = 2**26  # of one batch of products on a GPU, where launches cost more than memory
 _SMALL = 2**16  # weights below this take several samples per block
+_FACTOR_ELEMENTS = 2**21  # of U at once on a CPU: made and used while in the last cache level
+
+
+def chunk_size(weight: Tensor, grad_outputs: Tensor, groups: int) -> int:
+    """Return how many samples' factors to make at once; on a GPU all of them."""
+    if weight.device.type != "cpu":
+        return len(grad_outputs)
+    outputs = grad_outputs[0].numel()  # O * L
+    per_sample = weight[0].numel() * groups * outputs // weight.shape[0]  # G * D * L
+    return max(1, _FACTOR_ELEMENTS // max(per_sample, 1))
 
 
 def add_products(a: Tensor, u: Tensor, squares: Tensor, sums: Tensor | None) -> None:

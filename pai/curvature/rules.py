@@ -54,12 +54,28 @@ def _convolution(
     stride: tuple[int, int],
     dilation: tuple[int, int],
 ) -> Factors:
-    if kernel == (1, 1):
-        patches = padded[:, :, :: stride[0], :: stride[1]].flatten(2)
-    else:
-        patches = F.unfold(padded, kernel, dilation=dilation, stride=stride)
-    grad = grad_outputs.flatten(2)
-    return grad.unflatten(1, (conv.groups, -1)), patches.unflatten(1, (conv.groups, -1))
+    grad = grad_outputs.flatten(2).unflatten(1, (conv.groups, -1))
+    return grad, _patches(padded, kernel, stride, dilation).unflatten(1, (conv.groups, -1))
+
+
+def _patches(
+    padded: Tensor, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
+) -> Tensor:
+    """Return what ``F.unfold`` returns, ``[B, I * K, L]``, several times faster on a CPU."""
+    batch, channels, *sides = padded.shape
+    outputs = [
+        (side - d * (k - 1) - 1) // s + 1
+        for side, k, s, d in zip(sides, kernel, stride, dilation, strict=True)
+    ]
+    steps = padded.stride()
+    windows = padded.as_strided(
+        (batch, channels, *kernel, *outputs),
+        (
+            *steps[:2], dilation[0] * steps[2], dilation[1] * steps[3],
+            stride[0] * steps[2], stride[1] * steps[3],
+        ),
+    )  # fmt: skip
+    return windows.reshape(batch, channels * kernel[0] * kernel[1], outputs[0] * outputs[1])
 
 
 def _padded(conv: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:

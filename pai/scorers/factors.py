@@ -81,9 +81,11 @@ def hutchinson_scorer(
     return FactorScorer(saliency, temperature, estimator)
 
 
-def exact_ggn_scorer(saliency: Saliency, temperature: float = 1.0) -> FactorScorer:
+def exact_ggn_scorer(
+    saliency: Saliency, temperature: float = 1.0, max_classes: int = 200
+) -> FactorScorer:
     """Build a scorer on :class:`pai.curvature.ExactGGN` (``gd``, ``gp``, ``gts``)."""
-    return FactorScorer(saliency, temperature, ExactGGN(temperature))
+    return FactorScorer(saliency, temperature, ExactGGN(temperature, max_classes))
 
 
 def mc_fisher_scorer(
