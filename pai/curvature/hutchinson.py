@@ -68,8 +68,8 @@ class Hutchinson:
 def rademacher(like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Return independent signs +1 and -1 in the shape, type and place of ``like``."""
     device = like.device if generator is None else generator.device
-    bits = torch.randint(0, 2, like.shape, generator=generator, device=device)
-    return bits.to(like).mul_(2).sub_(1)
+    bits = torch.empty(like.shape, dtype=like.dtype, device=device)
+    return bits.random_(0, 2, generator=generator).to(like).mul_(2).sub_(1)
 
 
 def _hessian_product(
