@@ -47,7 +47,8 @@ def run(plan: Plan, run_dir: Path, labels: RunLabels) -> dict[str, Any]:
     earlier = check_run_directory(run_dir, plan.config)
     if earlier is not None and earlier["status"] == "completed":
         return earlier
-    record = _begin(plan, labels, earlier)
+    resumable = (run_dir / CHECKPOINT_FILE).exists()
+    record = _begin(plan, labels, earlier if resumable else None)
     write_record(run_dir, record)
     try:
         with plan.tracker.session(plan.config, labels, run_dir) as session:
@@ -131,7 +132,7 @@ def _pipeline(plan: Plan, run_dir: Path, record: dict[str, Any], session: Sessio
         model = plan.build_model().to(plan.device)
 
     checkpoint = run_dir / CHECKPOINT_FILE
-    if checkpoint.exists() and record["mask"] is not None:
+    if record["mask"] is not None:  # carried over from an interrupted run
         mask = load_mask(run_dir / MASK_FILE)
         _log.info("continuing from %s", checkpoint)
     else:

@@ -63,7 +63,7 @@ def train(
     for epoch in range(state["epoch"], options.epochs):
         batches = data.training_batches(options.batch_size, seed, epoch)
         with global_seed(seed, f"training/{epoch}"):
-            fit = _train_epoch(model, batches, optimizer, pruned, base_rates, options, epoch, bar)
+            fit = _train_epoch(model, batches, optimizer, pruned, base_rates, options, bar, epoch)
         val = evaluate(model, data.batches(data.val, EVALUATION_BATCH_SIZE))
         _check_finite("validation", val.loss, epoch)
         row = {
@@ -102,8 +102,8 @@ def _train_epoch(
     pruned: PrunedWeights,
     base_rates: list[float],
     options: Training,
-    epoch: int,
     bar: "tqdm[NoReturn]",
+    epoch: int,
 ) -> Evaluation:
     model.train()
     loss_sum = torch.zeros((), dtype=torch.float64)
