@@ -71,14 +71,7 @@ def train(
             "val_loss": val.loss, "val_accuracy": val.accuracy,
             "lr": optimizer.param_groups[0]["lr"],
         }  # fmt: skip
-        best = state["best"]
-        if best is None or val.accuracy > best["val_accuracy"]:
-            weights = {key: value.clone() for key, value in model.state_dict().items()}
-            best = {"epoch": epoch + 1, "val_accuracy": val.accuracy, "model": weights}
-        state = {
-            "epoch": epoch + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-            "history": [*state["history"], row], "best": best,
-        }  # fmt: skip
+        state = _next_state(state, model, optimizer, row)
         save_checkpoint(checkpoint, state)
         on_epoch(row)
         bar.set_postfix_str(f"epoch {epoch + 1}/{options.epochs}, validation {val.accuracy:.2%}")
@@ -92,6 +85,20 @@ def _first_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str
     return {
         "epoch": 0, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
         "history": [], "best": None,
+    }  # fmt: skip
+
+
+def _next_state(
+    state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, row: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the state after one more epoch; the first of equally good epochs stays the best."""
+    best = state["best"]
+    if best is None or row["val_accuracy"] > best["val_accuracy"]:
+        weights = {key: value.clone() for key, value in model.state_dict().items()}
+        best = {key: row[key] for key in ("epoch", "val_accuracy")} | {"model": weights}
+    return {
+        "epoch": row["epoch"], "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+        "history": [*state["history"], row], "best": best,
     }  # fmt: skip
 
 
