@@ -53,7 +53,8 @@ def compose_jobs(arguments: argparse.Namespace) -> list[Job]:
         parsed = _parse(overrides)
         _check_choices(parsed)
         fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
-        base = _compose(name, fixed).hydra
+        composed = _compose(name, fixed)
+        base = composed.hydra
         arguments.multirun = arguments.multirun or base.mode == RunMode.MULTIRUN
         _check_sweeps(parsed, multirun=arguments.multirun)
         if base.sweeper._target_.endswith(".BasicSweeper"):
@@ -63,14 +64,16 @@ def compose_jobs(arguments: argparse.Namespace) -> list[Job]:
             raise ConfigError(
                 f"hydra.sweeper.params: this configuration sweeps over {', '.join(params)}; add -m"
             )
+        if not arguments.multirun:
+            return [_job(composed, name, fixed, multirun=False)]
         parsed = _parse([f"{key}={value}" for key, value in params.items()]) + parsed
         axes = {override.get_key_element(): _values(override) for override in parsed}
-        if not arguments.multirun:
-            return [_job(name, [str(override.input_line) for override in parsed], None)]
-        return [
-            _job(name, [text for text in combination if text], number)
-            for number, combination in enumerate(itertools.product(*axes.values()))
-        ]
+        jobs = []
+        for number, combination in enumerate(itertools.product(*axes.values())):
+            numbers = [f"hydra.job.num={number}", f"hydra.job.id={number}"]
+            chosen = [*filter(None, combination), *numbers]
+            jobs.append(_job(_compose(name, chosen), name, chosen, multirun=True))
+        return jobs
 
 
 def _parse(overrides: list[str]) -> list[Override]:
@@ -128,13 +131,10 @@ def _compose(name: str, overrides: list[str]) -> DictConfig:
         raise ConfigError(_explain(error, name, overrides)) from error
 
 
-def _job(name: str, overrides: list[str], number: int | None) -> Job:
-    if number is not None:
-        overrides = [*overrides, f"hydra.job.num={number}", f"hydra.job.id={number}"]
-    composed = _compose(name, overrides)
+def _job(composed: DictConfig, name: str, overrides: list[str], *, multirun: bool) -> Job:
     try:
         sweep_dir = Path(composed.hydra.sweep.dir)
-        if number is not None:
+        if multirun:
             run_dir = sweep_dir / composed.hydra.sweep.subdir
         else:
             run_dir = Path(composed.hydra.run.dir)
