@@ -1,14 +1,19 @@
 """The function every score differentiates: the mean loss over the scoring samples at ``f / T``."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pai.memory import chunks
+from pai.parallel import add_up
+
 Batches = Iterable[tuple[Tensor, Tensor]]
 LossFn = Callable[[Tensor, Tensor], Tensor]
 Named = dict[str, Tensor]
+_COPIES = 1.5  # peak memory of a plain gradient pass in units of what it keeps
+SECOND_ORDER_COPIES = 4.0  # the same of a gradient pass that is differentiated again
 
 
 def check_temperature(temperature: float) -> None:
@@ -22,20 +27,6 @@ def mean_loss(
 ) -> Tensor:
     """Return ``loss_fn(outputs / T, targets)``: a scalar, the mean over the batch."""
     return (loss_fn or F.cross_entropy)(outputs / temperature, targets)
-
-
-def sized(batches: Batches) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Yield ``(inputs, targets, number of samples)``.
-
-    Raises:
-        ValueError: there is no batch at all.
-    """
-    empty = True
-    for inputs, targets in batches:
-        empty = False
-        yield inputs, targets, len(targets)
-    if empty:
-        raise ValueError("batches is empty: scoring needs at least one sample")
 
 
 def gradients(
@@ -58,12 +49,16 @@ def mean_gradient(
     """Return ``g = (1/N) sum_n grad l_n``, the same whatever the batch size.
 
     Call it inside :func:`pai.state.scoring_mode`.
+
+    Raises:
+        ValueError: there is no batch at all.
     """
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
     samples = 0
-    for inputs, targets, count in sized(batches):
+    for inputs, targets in chunks(model, batches, copies=_COPIES):
         loss = mean_loss(model(inputs), targets, loss_fn, temperature)
         for name, gradient in gradients(loss, parameters).items():
-            total[name] += count * gradient
-        samples += count
+            total[name] += len(targets) * gradient
+        samples += len(targets)
+    samples = add_up([total], samples)
     return {name: value / samples for name, value in total.items()}

@@ -6,6 +6,7 @@ diagonal of the Hessian is that of the GGN.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ class Case:
     shape: tuple[int, ...]
     piecewise_linear: bool = False
     slow: tuple[str, ...] = ()
+    tokens: bool = False
 
     def problem(self) -> tuple[nn.Module, Tensor, Tensor]:
         """Return model (eval mode, random statistics), inputs and targets, always the same."""
@@ -36,6 +38,8 @@ class Case:
                     module.running_mean.normal_()
                     module.running_var.uniform_(0.5, 2)
             inputs = torch.randn(SAMPLES, *self.shape, dtype=torch.float64)
+            if self.tokens:
+                inputs = torch.randint(0, CLASSES, (SAMPLES, *self.shape))
             targets = torch.randint(0, CLASSES, (SAMPLES,))
         return model, inputs, targets
 
@@ -128,18 +132,63 @@ class Sequence(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with a packed projection."""
+    """Multi-head attention of a sequence to itself: one packed projection."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__()
         self.embed = nn.Linear(3, 4)
-        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True, **options)
         self.norm = nn.LayerNorm(4)
         self.head = nn.Linear(4, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
-        return self.head(self.norm(x + self.attention(x, x, x)[0]).mean(1))
+        return self.head(self.norm(x + self.attention(x, x, x, need_weights=False)[0]).mean(1))
+
+
+class CrossAttention(nn.Module):
+    """Attention between two sequences, sequence axis first, masked, twice with one layer."""
+
+    def __init__(self, key_size: int = 4, **options: Any) -> None:
+        super().__init__()
+        self.embed = nn.Linear(3, 4)
+        self.other = nn.Linear(3, key_size)
+        self.attention = nn.MultiheadAttention(4, 2, **options)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key = self.embed(x).transpose(0, 1), self.other(x).transpose(0, 1)
+        mask = torch.ones(len(key), len(key), dtype=torch.bool).triu(1)
+        once, weights = self.attention(query, key, key, attn_mask=mask)
+        twice, _ = self.attention(once, key, key)
+        return self.head((query + twice).mean(0)) + weights.mean()
+
+
+class SequenceFirst(nn.Module):
+    """Linear layers that see the sequence axis before the batch axis: the plain rule is wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(3, 4)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.embed(x.transpose(0, 1))).mean(0))
+
+
+class Language(nn.Module):
+    """Embedding and head with one weight, attention layers of torch in between."""
+
+    def __init__(self, *, tied: bool) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(CLASSES, 4, padding_idx=None if tied else 1)
+        self.mix = nn.TransformerEncoderLayer(4, 2, 5, batch_first=True)
+        self.head = nn.Linear(4, CLASSES, bias=False)
+        if tied:
+            self.head.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.mix(self.embed(tokens)).mean(1))
 
 
 class StandardisedConv2d(nn.Conv2d):
@@ -186,6 +235,8 @@ def _conv(name: str, layer: Callable[[], nn.Module], channels: int) -> Case:
 CASES = [
     Case("mlp_relu", lambda: _mlp(nn.ReLU()), (4,), piecewise_linear=True),
     Case("mlp_tanh", lambda: _mlp(nn.Tanh()), (4,)),
+    _conv("conv_four_positions", lambda: nn.Conv2d(4, 3, 5), 3),
+    _conv("conv_one_position", lambda: nn.Conv2d(4, 8, 6, groups=2), 8),
     _conv("conv_plain", lambda: nn.Conv2d(4, 3, 3), 3),
     _conv("conv_stride_padding", lambda: nn.Conv2d(4, 3, 3, stride=2, padding=(1, 2)), 3),
     _conv("conv_same", lambda: nn.Conv2d(4, 3, (4, 3), padding="same"), 3),
@@ -208,10 +259,13 @@ CASES = [
     Case("shared", Shared, (4,)),
     Case("tied", Tied, (4,), slow=("c.weight",)),
     Case("sequence", Sequence, (3, 4)),
-    Case(
-        "attention", Attention, (3, 3),
-        slow=("attention.in_proj_weight", "attention.out_proj.weight"),
-    ),
+    Case("attention", Attention, (3, 3)),
+    Case("attention_bias_kv", lambda: Attention(add_bias_kv=True, add_zero_attn=True), (3, 3)),
+    Case("attention_cross", CrossAttention, (3, 3)),
+    Case("attention_sizes", lambda: CrossAttention(3, kdim=3, vdim=3, bias=False), (3, 3)),
+    Case("sequence_first", SequenceFirst, (3, 3), slow=("embed.weight",)),
+    Case("embedding", lambda: Language(tied=False), (4,), tokens=True),
+    Case("embedding_tied", lambda: Language(tied=True), (4,), tokens=True),
     Case("non_contiguous", NonContiguous, (4, 5), piecewise_linear=True),
     Case("channels_last", ChannelsLast, (4, 6, 6), piecewise_linear=True),
     Case(

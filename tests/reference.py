@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn import functional as F
 
 Named = dict[str, Tensor]
@@ -49,7 +50,8 @@ def hessian(
     def loss(vector: Tensor) -> Tensor:
         return F.cross_entropy(_outputs(model, vector, parameters, x) / temperature, y)
 
-    matrix: Tensor = torch.autograd.functional.hessian(loss, flatten(parameters).detach())
+    with sdpa_kernel(SDPBackend.MATH):  # the other kernels have no second derivative
+        matrix: Tensor = torch.autograd.functional.hessian(loss, flatten(parameters).detach())
     return matrix
 
 

@@ -20,6 +20,7 @@ from pai.objective import (
     mean_gradient,
     mean_loss,
 )
+from pai.parallel import common_stream
 
 
 @dataclass(frozen=True)
@@ -78,25 +79,37 @@ class MonteCarloFisher:
         """
         require_cross_entropy(loss_fn, "mc_fisher")
 
-        def draws(outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
+        stream = common_stream(generator)
+
+        def numbers_for_targets() -> Iterator[tuple[Tensor, Tensor]]:
+            for inputs, targets in batches:
+                shape = (len(targets), self.num_draws)
+                yield inputs, torch.rand(shape, dtype=torch.float64, generator=stream)
+
+        def draws(outputs: Tensor, uniform: Tensor) -> Iterator[Tensor]:
             logits = require_logits(outputs) / self.temperature
-            probabilities = logits.detach().softmax(1)
-            device = probabilities.device if generator is None else generator.device
-            labels = torch.multinomial(
-                probabilities.to(device), self.num_draws, replacement=True, generator=generator
-            ).to(logits.device)
+            labels = draw_labels(logits.detach().softmax(1), uniform)
             for j in range(self.num_draws):
                 yield F.cross_entropy(logits, labels[:, j], reduction="sum")
 
-        trial = sum_of_losses(None, self.temperature)
         mean = per_sample_means(
-            model, batches, parameters, draws, trial=trial, with_gradients=False
+            model, numbers_for_targets(), parameters, draws, trial=draws, with_gradients=False
         )
         diagonal = {name: value / self.num_draws for name, value in mean.squares.items()}
         if not with_gradient:
             return Estimate(diagonal, None)
         gradient = mean_gradient(model, batches, parameters, None, self.temperature)
         return Estimate(diagonal, gradient)
+
+
+def draw_labels(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Return labels ``[B, k]`` of distribution ``p [B, C]`` from numbers ``u [B, k]`` in [0, 1).
+
+    The label of ``u`` is the first c with ``p_0 + ... + p_c > u``; computed on the CPU in float64.
+    """
+    steps = probabilities.cpu().double().cumsum(1)
+    labels = torch.searchsorted(steps, uniform.cpu() * steps[:, -1:], right=True)
+    return labels.clamp(max=probabilities.shape[1] - 1).to(probabilities.device)
 
 
 def require_cross_entropy(loss_fn: LossFn | None, estimator: str) -> None:

@@ -1,49 +1,29 @@
-"""Sums over samples of squared per-sample gradients, from one batched backward pass.
+"""Means over samples of squared per-sample gradients, from batched backward passes.
 
-A backward pass only needs the gradients at the layers' *outputs*; each layer then turns its input
-and that gradient into the two factors of its per-sample weight gradients (``rules.py``), and the
-squares of their products are summed (``products.py``). autograd's own weight gradients are never
-computed. A parameter that no rule covers, or for which the rules disagree with autograd on a sample
-(a layer that transforms its weight, a weight used outside its module), takes the slow path: one
-backward pass per sample. It is announced, never skipped.
+Layers with a rule (``rules.py``) take part in batched passes (``recording.py``). A parameter that
+no rule covers, or for which the rules disagree with autograd on a sample (a layer that transforms
+its weight, a weight used outside its module), takes the slow path: one backward pass per sample.
+It is announced, never skipped.
 """
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from pai.curvature.products import add_products, chunk_size
-from pai.curvature.rules import RULES, Factors
-from pai.objective import Batches, Named, sized
+from pai.curvature.recording import Sums, recording
+from pai.memory import chunks
+from pai.objective import Batches
+from pai.parallel import add_up
 
+COPIES = 2.0  # peak memory in units of a plain backward pass
 _TRIALS = 4  # samples on which a rule is compared with autograd, at most
 _AGREEMENT = 1e-3  # relative difference to autograd above which a rule is not trusted
 
 Pullbacks = Callable[[Tensor, Tensor], Iterator[Tensor]]
 """From the model's output and targets of B samples to scalars, each the sum over those samples of
 one function per sample; the squared per-sample gradients of all of them are added up."""
-
-
-@dataclass
-class Sums:
-    """Sums over samples: of squared gradients and, where asked for, of gradients."""
-
-    squares: Named
-    gradients: Named | None
-
-    @classmethod
-    def zeros(cls, parameters: Mapping[str, Tensor], *, with_gradients: bool) -> "Sums":
-        """Return sums of nothing."""
-
-        def zeros() -> Named:
-            contiguous = torch.contiguous_format  # also for weights in channels_last
-            return {n: torch.zeros_like(p, memory_format=contiguous) for n, p in parameters.items()}
-
-        return cls(zeros(), zeros() if with_gradients else None)
 
 
 def per_sample_means(
@@ -62,15 +42,16 @@ def per_sample_means(
     total = Sums.zeros(parameters, with_gradients=with_gradients)
     fast: frozenset[str] | None = None
     samples = 0
-    for inputs, targets, count in sized(batches):
-        batch = (inputs, targets)
+    for batch in chunks(model, batches, copies=COPIES):
         if fast is None:
             fast = covered_by_rules(model, batch, parameters, trial)
         add_per_sample_sums(total, model, batch, parameters, pullbacks, fast)
-        samples += count
-    for named in (total.squares, total.gradients or {}):
-        for value in named.values():
-            value.div_(samples)
+        samples += len(batch[1])
+    samples = add_up((total.squares, total.gradients or {}), samples)
+    for value in total.squares.values():
+        value.clamp_(min=0).div_(samples)  # a zero may have come out as a rounding error below
+    for value in (total.gradients or {}).values():
+        value.div_(samples)
     return total
 
 
@@ -91,11 +72,12 @@ def add_per_sample_sums(
     slow = {name: p for name, p in parameters.items() if name not in fast}
     inputs, targets = batch
     if quick:
-        with _recorded(model, quick, sums) as flush:
+        with recording(model, quick, sums) as recorder:
             for scalar in pullbacks(model(inputs), targets):
                 if scalar.requires_grad:  # otherwise no covered layer has taken part
                     scalar.backward(retain_graph=True)
-                flush()
+                recorder.end_function()
+            recorder.end()
     if slow:
         _one_by_one(model, batch, slow, pullbacks, sums)
 
@@ -112,8 +94,9 @@ def covered_by_rules(
     first few. ``pullbacks`` must be deterministic here. Warns, naming the parameters, if there
     are others: those are right too, but slower.
     """
-    owners = _owners(model, parameters)
-    untried = {name: p for name, p in parameters.items() if name in owners}
+    with recording(model, parameters, Sums.zeros({}, with_gradients=False)) as recorder:
+        model(batch[0][:1])
+    untried = {name: p for name, p in parameters.items() if name in recorder.names}
     covered = set(untried)
     for n in range(min(_TRIALS, len(batch[1]))):
         one = (batch[0][n : n + 1], batch[1][n : n + 1])
@@ -136,90 +119,6 @@ def covered_by_rules(
             stacklevel=2,
         )
     return frozenset(covered)
-
-
-def _owners(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, list[nn.Module]]:
-    """Return, by parameter name, the modules with a rule whose ``weight`` it is."""
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    owners: dict[str, list[nn.Module]] = {}
-    for module in model.modules():
-        if type(module) in RULES and id(module.weight) in names:
-            owners.setdefault(names[id(module.weight)], []).append(module)
-    return owners
-
-
-@dataclass
-class _Uses:
-    """How often a weight was used in one forward pass, and the factors of uses seen so far."""
-
-    count: int = 0
-    factors: list[Factors] = field(default_factory=list)
-
-
-@contextmanager
-def _recorded(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], sums: Sums
-) -> Iterator[Callable[[], None]]:
-    """Hook the layers so that a backward pass adds to ``sums``; call the yielded after each."""
-    uses = {name: _Uses() for name in parameters}
-
-    def watch(name: str, module: nn.Module, x: Tensor, out: Tensor) -> Tensor:
-        uses[name].count += 1
-        version = x._version
-
-        def on_gradient(grad: Tensor) -> None:
-            if x._version != version:
-                raise RuntimeError(
-                    f"the input of the layer with weight {name!r} was modified in place after "
-                    f"use; per-sample gradients need it unchanged"
-                )
-            receive(name, module, x.detach(), grad.detach())
-
-        if not out.requires_grad:  # the first layer of the graph: autograd starts here
-            out = out.requires_grad_().clone()
-        out.register_hook(on_gradient)
-        return out
-
-    def receive(name: str, module: nn.Module, x: Tensor, grad: Tensor) -> None:
-        rule = RULES[type(module)]
-        if uses[name].count > 1:
-            uses[name].factors.append(rule(module, x, grad))
-            return
-        size = chunk_size(parameters[name], grad, getattr(module, "groups", 1))
-        for xs, grads in zip(x.split(size), grad.split(size), strict=True):
-            _add(sums, name, rule(module, xs, grads))
-
-    def flush() -> None:
-        for name, use in uses.items():
-            if use.factors:
-                lefts, rights = zip(*use.factors, strict=True)
-                _add(sums, name, (torch.cat(lefts, 3), torch.cat(rights, 3)))
-                use.factors = []
-
-    hooks = [
-        module.register_forward_hook(
-            lambda module, args, out, name=name: watch(name, module, args[0], out)
-        )
-        for name, modules in _owners(model, parameters).items()
-        for module in modules
-    ]
-    flags = [(p, p.requires_grad) for p in model.parameters()]
-    try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-        yield flush
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        for hook in hooks:
-            hook.remove()
-
-
-def _add(sums: Sums, name: str, factors: Factors) -> None:
-    a, u = factors
-    shape = (a.shape[1], a.shape[2], u.shape[2])
-    gradients = None if sums.gradients is None else sums.gradients[name].view(shape)
-    add_products(a, u, sums.squares[name].view(shape), gradients)
 
 
 def _one_by_one(

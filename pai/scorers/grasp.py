@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pai.memory import chunks
 from pai.objective import (
+    SECOND_ORDER_COPIES,
     Batches,
     LossFn,
     Named,
@@ -15,8 +17,8 @@ from pai.objective import (
     gradients,
     mean_gradient,
     mean_loss,
-    sized,
 )
+from pai.parallel import add_up
 from pai.scorers.base import Scorer
 
 
@@ -45,11 +47,12 @@ class Grasp(Scorer):
         total = {name: torch.zeros_like(p) for name, p in parameters.items()}
         samples = 0
         with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
-            for inputs, targets, count in sized(batches):
+            for inputs, targets in chunks(model, batches, copies=SECOND_ORDER_COPIES):
                 loss = mean_loss(model(inputs), targets, loss_fn, self.temperature)
                 first = gradients(loss, parameters, create_graph=True)
                 inner = torch.stack([(first[name] * flow[name]).sum() for name in parameters]).sum()
                 for name, product in gradients(inner, parameters).items():
-                    total[name] += count * product
-                samples += count
+                    total[name] += len(targets) * product
+                samples += len(targets)
+        samples = add_up([total], samples)
         return {name: p.detach() * total[name] / samples for name, p in parameters.items()}

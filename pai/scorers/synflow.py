@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pai.objective import Batches, LossFn, Named, gradients, sized
+from pai.objective import Batches, LossFn, Named, gradients
 from pai.scorers.base import Scorer
 
 
@@ -32,7 +32,9 @@ class SynFlow(Scorer):
         loss_fn: LossFn | None, generator: torch.Generator | None,
     ) -> Named:  # fmt: skip
         """Take one forward and one backward pass with a single input of ones."""
-        inputs, _, _ = next(sized(batches))
+        inputs = next((x for x, _ in batches), None)
+        if inputs is None:
+            raise ValueError("batches is empty: scoring needs the shape of a sample")
         ones = torch.ones_like(inputs[:1], dtype=torch.float64)
         absolute = {
             name: p.detach().abs().double().mul(not name.endswith("bias")).requires_grad_()

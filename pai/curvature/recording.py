@@ -1,0 +1,170 @@
+"""Hooks that turn a backward pass into sums of squared per-sample weight gradients.
+
+A backward pass only needs the gradients at the layers' *outputs*; each layer then turns its input
+and that gradient into the two factors of its per-sample weight gradients (``rules.py``), and the
+squares of their products are summed (``products.py``). autograd's own weight gradients are never
+computed.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from pai.curvature.attention import open_attention
+from pai.curvature.products import FEW_POSITIONS, add_products, chunk_size
+from pai.curvature.rules import RULES, Rule
+from pai.objective import Named
+
+_MANY, _SEVERAL = 32, 2  # gradients collected per layer: of layers with few positions, of others
+
+
+@dataclass
+class Sums:
+    """Sums over samples: of squared gradients and, where asked for, of gradients."""
+
+    squares: Named
+    gradients: Named | None
+
+    @classmethod
+    def zeros(cls, parameters: Mapping[str, Tensor], *, with_gradients: bool) -> "Sums":
+        """Return sums of nothing."""
+
+        def zeros() -> Named:
+            contiguous = torch.contiguous_format  # also for weights in channels_last
+            return {n: torch.zeros_like(p, memory_format=contiguous) for n, p in parameters.items()}
+
+        return cls(zeros(), zeros() if with_gradients else None)
+
+    def add(self, name: str, rows: slice, a: Tensor, u: Tensor) -> None:
+        """Add the products of factors ``a [B, G, K, O, L]`` and ``u [B, G, D, L]``."""
+        shape = (a.shape[1], a.shape[3], u.shape[2])
+        gradients = None if self.gradients is None else self.gradients[name][rows].view(shape)
+        add_products(a, u, self.squares[name][rows].view(shape), gradients)
+
+
+@dataclass
+class _Use:
+    """One use of (some rows of) a weight in the forward pass, and gradients at its output."""
+
+    name: str
+    rows: slice
+    module: nn.Module
+    rule: Rule
+    inputs: Tensor
+    version: int
+    gradients: list[Tensor] = field(default_factory=list)
+
+    def check(self) -> None:
+        if self.inputs._version != self.version:
+            raise RuntimeError(
+                f"the input of the layer with weight {self.name!r} was modified in place after "
+                f"use; per-sample gradients need it unchanged"
+            )
+
+
+class Recorder:
+    """Collects the uses of weights in one forward pass and adds what backward passes bring."""
+
+    def __init__(self, sums: Sums) -> None:
+        self._sums = sums
+        self._uses: dict[tuple[str, int | None], list[_Use]] = {}
+        self._starts: list[Tensor] = []
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The weights that were used by a layer with a rule."""
+        return frozenset(name for name, _ in self._uses)
+
+    def watch(
+        self, name: str, module: nn.Module, inputs: Tensor, output: Tensor,
+        rows: slice = slice(None),
+    ) -> Tensor:  # fmt: skip
+        """Note that ``output`` was made from ``inputs`` and (rows of) the weight; return it."""
+        use = _Use(name, rows, module, RULES[type(module)], inputs.detach(), inputs._version)
+        self._uses.setdefault((name, rows.start), []).append(use)
+        if not output.requires_grad:  # the first layer of the graph: autograd starts here
+            self._starts.append(output.requires_grad_())
+            output = output.clone()
+        output.register_hook(lambda gradient: self._receive(use, gradient.detach()))
+        return output
+
+    def end_function(self) -> None:
+        """Close a backward pass: weights used several times have all their gradients now."""
+        for start in self._starts:
+            start.grad = None  # the next pass would add to it in place, and it may be collected
+        for uses in self._uses.values():
+            seen = [use for use in uses if use.gradients]
+            if len(uses) > 1 and seen:
+                self._add_shared(seen)
+
+    def end(self) -> None:
+        """Add what is still collected."""
+        for uses in self._uses.values():
+            for use in uses:
+                self._add(use)
+
+    def _receive(self, use: _Use, gradient: Tensor) -> None:
+        use.check()
+        use.gradients.append(gradient)
+        alone = len(self._uses[use.name, use.rows.start]) == 1
+        rows = len(self._sums.squares[use.name][use.rows])
+        few = gradient[0].numel() <= FEW_POSITIONS * rows
+        limit = (_MANY if few else _SEVERAL) if use.rule.reusable else 1
+        if alone and len(use.gradients) >= limit:
+            self._add(use)
+
+    def _add(self, use: _Use) -> None:
+        if not use.gradients:
+            return
+        use.check()
+        module, rule, x, grads = use.module, use.rule, use.inputs, use.gradients
+        one = (module, x[:1], grads[0][:1])
+        size = chunk_size(max(rule.inner(*one).numel(), rule.outer(*one).numel()), x.device)
+        for pieces in zip(x.split(size), *(grad.split(size) for grad in grads), strict=True):
+            first = pieces[0]
+            outers = [rule.outer(module, first, grad) for grad in pieces[1:]]
+            outer = torch.stack(outers, dim=2) if len(outers) > 1 else outers[0].unsqueeze(2)
+            self._sums.add(use.name, use.rows, outer, rule.inner(module, first, pieces[1]))
+        use.gradients = []
+
+    def _add_shared(self, uses: list[_Use]) -> None:
+        """Add the square of the sum over uses: their factors side by side."""
+        outers, inners = [], []
+        for use in uses:
+            use.check()
+            (gradient,) = use.gradients
+            outers.append(use.rule.outer(use.module, use.inputs, gradient))
+            inners.append(use.rule.inner(use.module, use.inputs, gradient))
+            use.gradients = []
+        a, u = torch.cat(outers, 3).unsqueeze(2), torch.cat(inners, 3)
+        self._sums.add(uses[0].name, uses[0].rows, a, u)
+
+
+@contextmanager
+def recording(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], sums: Sums
+) -> Iterator[Recorder]:
+    """Let the first forward pass in the block be recorded; parameters are constants in it."""
+    recorder = Recorder(sums)
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    hooks = [
+        module.register_forward_hook(
+            lambda module, args, out: recorder.watch(names[id(module.weight)], module, args[0], out)
+        )
+        for module in model.modules()
+        if type(module) in RULES and id(module.weight) in names
+    ]
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        with open_attention(model, names, recorder.watch):
+            yield recorder
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,70 @@
+"""How many samples to score at once, from a memory budget.
+
+The size follows from the model and the budget alone, not from what happens to be free, so that a
+run repeated on a busier machine rounds the same way.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor, nn
+
+from pai.parallel import shares
+
+DEFAULT_GIB = 4.0
+_budget_gib: ContextVar[float] = ContextVar("memory budget of scoring in GiB", default=DEFAULT_GIB)
+
+
+@contextmanager
+def memory_budget(gib: float) -> Iterator[None]:
+    """Let scoring inside the block take about ``gib`` GiB for activations (default 4).
+
+    Weights and scores come on top; a single sample is processed whatever it takes.
+
+    Raises:
+        ValueError: ``gib`` is not positive.
+    """
+    if not gib > 0:
+        raise ValueError(f"memory_gib must be positive, got {gib}")
+    token = _budget_gib.set(gib)
+    try:
+        yield
+    finally:
+        _budget_gib.reset(token)
+
+
+def chunks(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, copies: float
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield this process's samples in pieces of which ``copies`` times the activations fit.
+
+    ``copies`` is the peak of the caller's method in units of what a plain backward pass keeps.
+    """
+    size = None
+    for _, inputs, targets in shares(batches):
+        size = size or samples_at_once(model, inputs, copies)
+        yield from zip(inputs.split(size), targets.split(size), strict=True)
+
+
+def samples_at_once(model: nn.Module, inputs: Tensor, copies: float) -> int:
+    """Return how many samples like ``inputs[0]`` fit into the budget, at least one."""
+    return max(1, int(_budget_gib.get() * 2**30 / (copies * activation_bytes(model, inputs[:1]))))
+
+
+def activation_bytes(model: nn.Module, inputs: Tensor) -> int:
+    """Return how many bytes autograd keeps of a forward pass, the parameters not counted."""
+    kept: dict[int, int] = {}
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        outputs = model(inputs)
+    del outputs  # alive until here, so that no two kept tensors had the same address
+    return max(1, sum(kept.values()))
