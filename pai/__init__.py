@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pai.masking.mask import apply_mask as apply_mask
     from pai.masking.schedule import find_mask as find_mask
     from pai.masking.select import select as select
+    from pai.memory import memory_budget as memory_budget
     from pai.prunable import prunable_parameters as prunable_parameters
     from pai.warmup import warm_up_batchnorm as warm_up_batchnorm
 
@@ -31,6 +32,7 @@ _HOME = {
     "find_mask": "pai.masking.schedule",
     "load_schedule": "pai.library",
     "load_scorer": "pai.library",
+    "memory_budget": "pai.memory",
     "prunable_parameters": "pai.prunable",
     "select": "pai.masking.select",
     "warm_up_batchnorm": "pai.warmup",

@@ -65,6 +65,6 @@ def activation_bytes(model: nn.Module, inputs: Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        outputs = model(inputs)
+        outputs = model(inputs.clone())  # a storage of its own, not a view of a larger one
     del outputs  # alive until here, so that no two kept tensors had the same address
     return max(1, sum(kept.values()))

@@ -20,6 +20,7 @@ from pai.errors import ConfigError
 from pai.masking.mask import apply_mask, dense_mask, load_mask, mask_report, save_mask
 from pai.masking.schedule import find_mask
 from pai.masking.select import Mask
+from pai.memory import memory_budget
 from pai.plan import Plan
 from pai.prunable import prunable_parameters
 from pai.records import read_record, write_bytes_atomically, write_record
@@ -109,6 +110,7 @@ def _begin(plan: Plan, labels: RunLabels, earlier: dict[str, Any] | None) -> dic
         "config": plan.config,
         "data": {},
         "warmup": earlier.get("warmup"),
+        "scoring": earlier.get("scoring"),
         "mask": earlier.get("mask"),
         "metrics": {},
         "history": [],
@@ -142,7 +144,9 @@ def _pipeline(plan: Plan, run_dir: Path, record: dict[str, Any], session: Sessio
         record["warmup"] = asdict(warm)
         _log.info("%s", warm)
         _log.info("scoring and masking on %s", plan.device)
-        mask = _find_mask(plan, model, batches, clock, session)
+        with memory_budget(scoring["memory_gib"]):
+            record["scoring"] = _describe_scores(plan, model, batches)
+            mask = _find_mask(plan, model, batches, clock, session)
         apply_mask(model, mask)
         record["mask"] = mask_report(model, mask, next(iter(batches))[0])
         save_mask(mask, run_dir / MASK_FILE)
@@ -166,6 +170,17 @@ def _pipeline(plan: Plan, run_dir: Path, record: dict[str, Any], session: Sessio
     record |= result
     weights = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
     write_bytes_atomically(run_dir / MODEL_FILE, save(weights))
+
+
+def _describe_scores(plan: Plan, model: nn.Module, batches: Batches) -> dict[str, Any]:
+    parameters = prunable_parameters(model, include_classifier=plan.config["include_classifier"])
+    told = plan.scorer.describe(model, batches, parameters)
+    if told.get("curved"):
+        _log.info(
+            "the curvature is the Gauss-Newton diagonal, not the Hessian's: the network has second "
+            "derivatives in %d of %d weight tensors", len(told["curved"]), len(parameters),
+        )  # fmt: skip
+    return told
 
 
 def _find_mask(

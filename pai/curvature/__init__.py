@@ -6,12 +6,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from pai.curvature.affine import curved_parameters as curved_parameters
 from pai.curvature.estimate import Estimate as Estimate
 from pai.curvature.estimate import Estimator as Estimator
 from pai.curvature.fisher import EmpiricalFisher as EmpiricalFisher
 from pai.curvature.fisher import MonteCarloFisher as MonteCarloFisher
 from pai.curvature.ggn import ExactGGN as ExactGGN
 from pai.curvature.hutchinson import Hutchinson as Hutchinson
+from pai.curvature.hutchinson import Matrix as Matrix
 from pai.errors import nearest
 from pai.objective import Batches, LossFn, Named
 from pai.prunable import prunable_parameters
@@ -40,7 +42,7 @@ def curvature_diagonal(
 
     Each estimator's formula, cost and source stand at its class: :class:`EmpiricalFisher`,
     :class:`MonteCarloFisher` (``num_draws``), :class:`ExactGGN`, :class:`Hutchinson`
-    (``num_probes``, ``batch_size``). The model is bit-identical afterwards.
+    (``num_probes``, ``batch_size``, ``matrix``). The model is bit-identical afterwards.
 
     Args:
         model: any module, on any device.

@@ -22,6 +22,10 @@ class Estimator(Protocol):
     """Estimates ``h`` for the objective (1/N) sum_n l_n at ``f / temperature``."""
 
     @property
+    def matrix(self) -> str:
+        """Whose diagonal it is: ``"empirical_fisher"``, ``"gauss_newton"`` or ``"hessian"``."""
+
+    @property
     def temperature(self) -> float:
         """The temperature ``T`` that divides the model's outputs."""
 

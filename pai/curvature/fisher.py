@@ -6,6 +6,7 @@ at f/T.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ class EmpiricalFisher:
     """
 
     temperature: float = 1.0
+    matrix: ClassVar[str] = "empirical_fisher"
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
@@ -61,6 +63,7 @@ class MonteCarloFisher:
 
     temperature: float = 1.0
     num_draws: int = 1
+    matrix: ClassVar[str] = "gauss_newton"
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)

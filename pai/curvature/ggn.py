@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +22,14 @@ class ExactGGN:
     so are the backward passes. No noise. Where the network is piecewise linear in
     each single weight (affine layers, ReLU, max pooling, residual additions, BatchNorm in eval
     mode, no shared weights) it equals the diagonal of the Hessian; elsewhere (GELU, attention,
-    weight sharing) it is the Gauss-Newton part of it. Source: Schraudolph 2002, Neural Computation
+    weight sharing) it is the Gauss-Newton part of it (:func:`pai.curvature.curved_parameters`
+    finds out). Source: Schraudolph 2002, Neural Computation
     14(7); Martens 2020, arXiv 1412.1193, section 9.
     """
 
     temperature: float = 1.0
     max_classes: int = 200
+    matrix: ClassVar[str] = "gauss_newton"
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)

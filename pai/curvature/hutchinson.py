@@ -1,11 +1,14 @@
 """Hutchinson's estimator of the diagonal of the Hessian or of its Gauss-Newton part."""
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pai.curvature.estimate import Estimate
@@ -17,11 +20,13 @@ from pai.objective import (
     Named,
     check_temperature,
     gradients,
+    mean_gradient,
     mean_loss,
 )
 from pai.parallel import add_up, common_stream, shares
 
 Matrix = Literal["hessian", "gauss_newton"]
+Product = Callable[[Named], Named]
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,12 @@ class Hutchinson:
     """``h = mean over batches b and probes z of z * (M_b z)``, z Rademacher.
 
     ``M_b`` belongs to the mean loss over batch b at ``f/T``; batches are weighted by their number
-    of samples. It is the Hessian (``matrix="hessian"``, two reverse passes per probe), or the
-    generalised Gauss-Newton matrix ``(1/B) sum_n J_n^T S_n J_n`` with the Hessian ``S_n`` of the
-    loss in the outputs (``"gauss_newton"``, two thirds of the multiplications). Unbiased for the
-    diagonal of that matrix. Every off-diagonal entry is noise: the variance of entry i is
-    ``sum_{j != i} M_ij^2`` per probe, and entries can come out negative. Where both matrices have
+    of samples. It is the Hessian (``matrix="hessian"``), or the generalised Gauss-Newton matrix
+    ``(1/B) sum_n J_n^T S_n J_n`` with the Hessian ``S_n`` of the loss in the outputs
+    (``"gauss_newton"``, a forward pass with tangents and a reverse pass per probe: fewer
+    multiplications). Unbiased for the diagonal of that matrix. Every off-diagonal entry is noise:
+    the variance of entry i is ``sum_{j != i} M_ij^2`` per probe, and entries can come out
+    negative. Where both matrices have
     the same diagonal (:class:`pai.curvature.ExactGGN` says where), the Gauss-Newton matrix has the
     smaller off-diagonal entries: it lacks those between layers that second derivatives of the
     network bring, which outweigh the rest by a factor that grows with ``T``.
@@ -62,31 +68,31 @@ class Hutchinson:
         self, model: nn.Module, batches: Batches, parameters: Mapping[str, nn.Parameter], *,
         loss_fn: LossFn | None, generator: torch.Generator | None, with_gradient: bool,
     ) -> Estimate:  # fmt: skip
-        """Return the diagonal; the mean gradient comes with it at no further pass.
+        """Return the diagonal; the mean gradient costs one pass more.
 
         Raises:
             ValueError: there is no batch at all.
         """
         diagonal = {name: torch.zeros_like(p) for name, p in parameters.items()}
-        gradient = {name: torch.zeros_like(p) for name, p in parameters.items()}
         seed, samples = common_stream(generator).initial_seed(), 0
-        product = _HessianProduct if self.matrix == "hessian" else _GaussNewtonProduct
         with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
             for position, inputs, targets in self._chunks(model, batches):
-                count = len(targets)
-                times = product(model, inputs, targets, parameters, loss_fn, self.temperature)
-                for name, value in times.gradient.items():
-                    gradient[name] += count * value
+                chunk = _Chunk(model, inputs, targets, parameters, loss_fn, self.temperature)
+                hessian = self.matrix == "hessian"
+                times = chunk.hessian_product() if hessian else chunk.gauss_newton_product()
                 for k in range(self.num_probes):
                     stream = torch.Generator().manual_seed(seed + position * self.num_probes + k)
                     probe = {n: rademacher(p, stream) for n, p in parameters.items()}
+                    share = len(targets) / self.num_probes
                     for name, value in times(probe).items():
-                        diagonal[name].addcmul_(probe[name], value, value=count / self.num_probes)
-                samples += count
-        samples = add_up((diagonal, gradient), samples)
+                        diagonal[name].addcmul_(probe[name], value, value=share)
+                samples += len(targets)
+        samples = add_up([diagonal], samples)
+        diagonal = {name: value / samples for name, value in diagonal.items()}
+        if not with_gradient:
+            return Estimate(diagonal, None)
         return Estimate(
-            {name: value / samples for name, value in diagonal.items()},
-            {name: value / samples for name, value in gradient.items()} if with_gradient else None,
+            diagonal, mean_gradient(model, batches, parameters, loss_fn, self.temperature)
         )
 
     def _chunks(self, model: nn.Module, batches: Batches) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -115,65 +121,59 @@ def rademacher(like: Tensor, generator: torch.Generator) -> Tensor:
     return bits.flatten()[:count].view(like.shape).to(like.dtype).mul_(2).sub_(1)
 
 
-class _HessianProduct:
-    """``H v`` of the mean loss, from one gradient pass that keeps its graph."""
+@dataclass(frozen=True)
+class _Chunk:
+    """Some samples and the objective's parts: outputs, their mean loss, derivatives by name."""
 
-    def __init__(
-        self, model: nn.Module, inputs: Tensor, targets: Tensor,
-        parameters: Mapping[str, nn.Parameter], loss_fn: LossFn | None, temperature: float,
-    ) -> None:  # fmt: skip
-        self._parameters = parameters
-        loss = mean_loss(model(inputs), targets, loss_fn, temperature)
-        self._first = gradients(loss, parameters, create_graph=True)
-        self.gradient: Named = {name: value.detach() for name, value in self._first.items()}
+    model: nn.Module
+    inputs: Tensor
+    targets: Tensor
+    parameters: Mapping[str, nn.Parameter]
+    loss_fn: LossFn | None
+    temperature: float
 
-    def __call__(self, vector: Mapping[str, Tensor]) -> Named:
-        """Return ``H v``; zeros where the gradient is constant."""
-        live = {name: g for name, g in self._first.items() if g.requires_grad}
-        if not live:
-            return {name: torch.zeros_like(p) for name, p in self._parameters.items()}
-        return _pull_back(live, self._parameters, vector)
+    def loss(self, outputs: Tensor) -> Tensor:
+        return mean_loss(outputs, self.targets, self.loss_fn, self.temperature)
 
+    def hessian_product(self) -> Product:
+        """Return ``v -> H v``, from one gradient pass that keeps its graph."""
+        first = gradients(self.loss(self.model(self.inputs)), self.parameters, create_graph=True)
+        live = {name: g for name, g in first.items() if g.requires_grad}
 
-class _GaussNewtonProduct:
-    """``(1/B) sum_n J_n^T S_n J_n v`` with ``J_n`` the Jacobian of the network's output."""
+        def product(vector: Named) -> Named:
+            if not live:  # the gradient is constant
+                return {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+            values = torch.autograd.grad(
+                list(live.values()), list(self.parameters.values()),
+                [vector[name] for name in live], retain_graph=True, materialize_grads=True,
+            )  # fmt: skip
+            return dict(zip(self.parameters, values, strict=True))
 
-    def __init__(
-        self, model: nn.Module, inputs: Tensor, targets: Tensor,
-        parameters: Mapping[str, nn.Parameter], loss_fn: LossFn | None, temperature: float,
-    ) -> None:  # fmt: skip
-        self._parameters = parameters
-        self._outputs = model(inputs)
-        leaf = self._outputs.detach().requires_grad_()
-        self._leaf, loss = leaf, mean_loss(leaf, targets, loss_fn, temperature)
-        (self._slope,) = torch.autograd.grad(loss, leaf, create_graph=True)
-        self.gradient: Named = self._transposed(self._slope.detach())
-        # J v is the derivative of u -> (J^T u) v, at any u
-        self._u = torch.zeros_like(leaf).requires_grad_()
-        self._linear = self._transposed(self._u, create_graph=True)
+        return product
 
-    def __call__(self, vector: Mapping[str, Tensor]) -> Named:
-        """Return ``J^T S J v``."""
-        forward = _pull_back(self._linear, {"u": self._u}, vector)["u"]
-        (curved,) = torch.autograd.grad(
-            self._slope, self._leaf, forward, retain_graph=True, materialize_grads=True
-        )
-        return self._transposed(curved)
+    def gauss_newton_product(self) -> Product:
+        """Return ``v -> J^T S J v``: a forward pass with tangents, then a reverse pass."""
 
-    def _transposed(self, values: Tensor, *, create_graph: bool = False) -> Named:
-        """Return ``J^T values``."""
-        return _pull_back(
-            {"f": self._outputs}, self._parameters, {"f": values}, create_graph=create_graph
-        )
+        def product(vector: Named) -> Named:
+            with warnings.catch_warnings(), forward_ad.dual_level():
+                # torch's own forward mode warns of its own use of torch.jit
+                warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+                weights = {
+                    name: forward_ad.make_dual(p, vector[name])
+                    for name, p in self.parameters.items()
+                }
+                outputs, tangent = forward_ad.unpack_dual(
+                    functional_call(self.model, weights, (self.inputs,))
+                )
+                if tangent is None:  # no parameter takes part
+                    return {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+                tangent = tangent.detach()
+            leaf = outputs.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.loss(leaf), leaf, create_graph=True)
+            (curved,) = torch.autograd.grad(slope, leaf, tangent, materialize_grads=True)
+            values = torch.autograd.grad(
+                outputs, list(self.parameters.values()), curved, materialize_grads=True
+            )
+            return dict(zip(self.parameters, values, strict=True))
 
-
-def _pull_back(
-    outputs: Mapping[str, Tensor], inputs: Mapping[str, Tensor], vector: Mapping[str, Tensor],
-    *, create_graph: bool = False,
-) -> Named:  # fmt: skip
-    """Return the gradient of ``sum(outputs * vector)`` by name of the inputs; keeps the graph."""
-    values = torch.autograd.grad(
-        list(outputs.values()), list(inputs.values()), [vector[name] for name in outputs],
-        retain_graph=True, create_graph=create_graph, materialize_grads=True,
-    )  # fmt: skip
-    return dict(zip(inputs, values, strict=True))
+        return product

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -56,6 +56,15 @@ class Scorer(ABC):
                     f"({type(self).__name__})"
                 )
         return scores
+
+    def describe(
+        self, model: nn.Module, batches: Batches, parameters: Mapping[str, nn.Parameter]
+    ) -> dict[str, Any]:
+        """Return what the record should say about these scores of this model; by default nothing.
+
+        The model is bit-identical afterwards.
+        """
+        return {}
 
     @abstractmethod
     def score(

@@ -3,11 +3,20 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pai.curvature import EmpiricalFisher, Estimator, ExactGGN, Hutchinson, MonteCarloFisher
+from pai.curvature import (
+    EmpiricalFisher,
+    Estimator,
+    ExactGGN,
+    Hutchinson,
+    Matrix,
+    MonteCarloFisher,
+    curved_parameters,
+)
 from pai.objective import Batches, LossFn, Named, check_temperature, mean_gradient
 from pai.scorers.base import Scorer
 
@@ -33,6 +42,20 @@ class FactorScorer(Scorer):
 
     def _needs(self) -> set[str]:
         return set(inspect.signature(self.saliency).parameters)
+
+    def describe(
+        self, model: nn.Module, batches: Batches, parameters: Mapping[str, nn.Parameter]
+    ) -> dict[str, Any]:
+        """Name the curvature matrix; for Gauss-Newton, test whether its diagonal is the Hessian's.
+
+        ``is_hessian_diagonal`` is true unless ``curved`` lists tensors with second derivatives.
+        """
+        if self.estimator is None:
+            return {}
+        if self.estimator.matrix != "gauss_newton":
+            return {"matrix": self.estimator.matrix}
+        curved = curved_parameters(model, batches, parameters)
+        return {"matrix": "gauss_newton", "is_hessian_diagonal": not curved, "curved": curved}
 
     def score(
         self, model: nn.Module, batches: Batches, parameters: Mapping[str, nn.Parameter], *,
@@ -75,9 +98,10 @@ def hutchinson_scorer(
     temperature: float = 200.0,
     num_probes: int = 10,
     batch_size: int | None = 1,
+    matrix: Matrix = "hessian",
 ) -> FactorScorer:
     """Build a scorer on :class:`pai.curvature.Hutchinson` (``hd``, ``hp``, ``hts``)."""
-    estimator = Hutchinson(temperature, num_probes, batch_size)
+    estimator = Hutchinson(temperature, num_probes, batch_size, matrix)
     return FactorScorer(saliency, temperature, estimator)
 
 

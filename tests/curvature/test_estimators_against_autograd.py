@@ -113,6 +113,45 @@ def test_hutchinson_is_unbiased_for_the_hessian_diagonal(case: Case, temperature
     assert 0.2 < spread < 5  # the noise is as large as the theory says: probes are independent
 
 
+@by_name
+def test_hutchinson_on_gauss_newton_is_unbiased_for_the_ggn_diagonal(case: Case) -> None:
+    model, x, y = case.problem()
+    parameters = everything(model)
+    matrix = ggn(model, parameters, x, 2.0)
+    runs, probes = 20, 3
+    stream = torch.Generator().manual_seed(2)
+    found = torch.stack([
+        diagonal(
+            model, [(x, y)], parameters, estimator="hutchinson", num_probes=probes,
+            temperature=2.0, matrix="gauss_newton", generator=stream,
+        )
+        for _ in range(runs)
+    ])  # fmt: skip
+    variance = (matrix.square().sum(1) - matrix.diag().square()) / probes
+    slack = 1e-12 * matrix.abs().max()
+    off = found - matrix.diag()
+    assert (off.mean(0).abs() <= 6 * (variance / runs).sqrt() + slack).all()
+    assert 0.2 < off.square().mean() / variance.mean() < 5
+
+
+def test_hutchinson_on_gauss_newton_takes_any_loss() -> None:
+    model, x, _ = next(case for case in CASES if case.name == "mlp_relu").problem()
+    parameters = everything(model)
+    y = torch.randn(len(x), 3, dtype=x.dtype)
+    named = pai.curvature_diagonal(
+        model, [(x, y)], estimator="hutchinson", matrix="gauss_newton", num_probes=3000,
+        loss_fn=nn.functional.mse_loss, parameters=parameters,
+        generator=torch.Generator().manual_seed(2),
+    )  # fmt: skip
+    rows = []
+    for n in range(len(x)):
+        for c in range(3):
+            gradient = torch.autograd.grad(model(x[n : n + 1])[0, c], list(parameters.values()))
+            rows.append(torch.cat([g.flatten() for g in gradient]))
+    truth = torch.stack(rows).square().sum(0) * 2 / y.numel()
+    assert_equal(flatten(named), truth, tolerance=0.1)
+
+
 def test_hutchinson_with_batch_size_one_averages_the_samples_and_has_less_noise() -> None:
     case = next(case for case in CASES if case.name == "mlp_tanh")
     model, x, y = case.problem()

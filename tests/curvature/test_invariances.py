@@ -112,6 +112,29 @@ def test_model_is_bit_identical_when_the_loss_raises(estimator: Any) -> None:
         )
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_attention_layers_are_closed_again(*, fails: bool) -> None:
+    model, x, y = next(case for case in CASES if case.name == "attention").problem()
+    attention = model.get_submodule("attention")
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        assert "forward" in vars(attention) or not fails
+        if fails:
+            raise ArithmeticError("no loss today")
+        return F.cross_entropy(outputs, targets)
+
+    def score() -> None:
+        pai.curvature_diagonal(model, [(x, y)], estimator="empirical_fisher", loss_fn=loss)
+
+    with unchanged(model):
+        if fails:
+            with pytest.raises(ArithmeticError):
+                score()
+        else:
+            score()
+    assert "forward" not in vars(attention)
+
+
 def test_frozen_parameters_and_train_mode_do_not_change_the_result() -> None:
     model, x, y = awkward_resnet()
     plain, _, _ = small_resnet()
@@ -182,6 +205,7 @@ def test_input_changed_in_place_after_the_layer_used_it_is_an_error_not_a_wrong_
         ({"estimator": "exact_ggn", "num_probes": 3}, "num_probes"),
         ({"estimator": "hutchinson", "num_probes": 0}, "num_probes must be at least 1"),
         ({"estimator": "hutchinson", "batch_size": 0}, "batch_size must be at least 1"),
+        ({"estimator": "hutchinson", "matrix": "ggn"}, "matrix must be 'hessian' or"),
         ({"estimator": "mc_fisher", "num_draws": 0}, "num_draws must be at least 1"),
         ({"estimator": "empirical_fisher", "temperature": 0.0}, "temperature must be positive"),
     ],

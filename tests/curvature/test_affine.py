@@ -1,0 +1,46 @@
+import pytest
+import torch
+from cases import CASES, Case
+from torch import nn
+
+import pai
+from pai.curvature import curved_parameters
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_curved_parameters_are_those_whose_hessian_block_differs_from_gauss_newton(
+    case: Case,
+) -> None:
+    model, x, y = case.problem()
+    parameters = pai.prunable_parameters(model, include_classifier=True)
+    curved = curved_parameters(model, [(x, y)], parameters)
+    if case.piecewise_linear:
+        assert curved == []
+    elif case.name != "standardised":  # affine in its weights, though these are transformed
+        assert curved
+
+
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [(nn.ReLU(), []), (nn.GELU(), ["0.weight"]), (nn.Tanh(), ["0.weight"])],
+)
+def test_only_tensors_before_a_smooth_activation_are_curved(
+    activation: nn.Module, expected: list[str]
+) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), activation, nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    parameters = pai.prunable_parameters(model, include_classifier=True)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert curved_parameters(model.train(), [(torch.randn(4, 3), torch.zeros(4))], parameters) == (
+        expected
+    )
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_layer_used_twice_is_curved_and_no_batches_are_an_error() -> None:
+    model, x, y = next(case for case in CASES if case.name == "shared").problem()
+    assert "layer.weight" in curved_parameters(model, [(x, y)], pai.prunable_parameters(model))
+    with pytest.raises(ValueError, match="batches is empty"):
+        curved_parameters(model, [], pai.prunable_parameters(model))

@@ -1,0 +1,64 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pai
+from pai.memory import activation_bytes, chunks, memory_budget, samples_at_once
+from pai.models.resnet import thin_resnet
+
+GIB = 2**30
+
+
+class Counting(nn.Module):
+    """Counts how many samples it sees at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(6, 5), nn.Linear(5, 3)
+        self.sizes: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        return self.head(torch.tanh(self.first(x)))
+
+
+def test_activation_bytes_are_those_autograd_keeps() -> None:
+    model = Counting()
+    x = torch.randn(1, 6)
+    assert activation_bytes(model, x) == 4 * (6 + 5)  # inputs of the layers; tanh keeps the latter
+    assert activation_bytes(model, torch.randn(3, 6)) == 3 * activation_bytes(model, x)
+
+
+def test_pieces_fit_into_the_budget_and_cover_every_sample_once() -> None:
+    model = Counting()
+    data = [(torch.randn(7, 6), torch.arange(7)), (torch.randn(2, 6), torch.arange(7, 9))]
+    with memory_budget(3.5 * 2 * 44 / GIB):  # three samples of 44 bytes, twice
+        pieces = list(chunks(model, data, copies=2))
+        assert samples_at_once(model, data[0][0], copies=200) == 1
+    assert [len(y) for _, y in pieces] == [3, 3, 1, 2]
+    assert torch.cat([y for _, y in pieces]).tolist() == list(range(9))
+    assert [len(y) for _, y in chunks(model, data, copies=2)] == [7, 2]
+
+
+@pytest.mark.parametrize("scorer", ["snip", "grasp", "fts", "gts", "mts", "hts"])
+def test_scores_do_not_depend_on_the_budget(scorer: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = thin_resnet(num_classes=4, in_channels=1, depth=8, width=4).double()
+        batches = [(torch.randn(12, 1, 8, 8).double(), torch.randint(0, 4, (12,)))]
+    pai.warm_up_batchnorm(model, batches)
+    options = {"batch_size": None, "num_probes": 2} if scorer == "hts" else {}
+    score = pai.load_scorer(scorer, **options)
+
+    def scores(gib: float) -> dict[str, Tensor]:
+        with memory_budget(gib):
+            return score(model, batches, generator=torch.Generator().manual_seed(1))
+
+    whole, split = scores(4.0), scores(1e-9)
+    for name, value in whole.items():
+        assert (split[name] - value).abs().max() <= 1e-10 * value.abs().max()
+
+
+def test_a_budget_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="memory_gib must be positive, got 0"), memory_budget(0):
+        pass
