@@ -195,10 +195,10 @@ def test_gpu_is_bitwise_reproducible() -> None:
 def test_gpu_reads_beyond_two_to_the_31_elements() -> None:
     if torch.cuda.mem_get_info()[0] < 6 * 2**30:
         pytest.skip("needs 6 GiB of GPU memory")
-    far = 2**31 + 64
-    memory = torch.empty(far + 1024, dtype=torch.float16, device="cuda")
-    x = memory.as_strided((2, 1, 7, 1, 5), (far, 35, 5, 5, 1)).normal_()
-    a = torch.randn(2, 1, 1, 6, 5, dtype=torch.float16, device="cuda")
+    step = 2**30 + 64  # fits into 32 bits, twice the step does not
+    memory = torch.empty(2 * step + 1024, dtype=torch.float16, device="cuda")
+    x = memory.as_strided((3, 1, 7, 1, 5), (step, 35, 5, 5, 1)).normal_()
+    a = torch.randn(3, 1, 1, 6, 5, dtype=torch.float16, device="cuda")
     squares = torch.zeros(1, 6, 7, device="cuda")
     fused.fused_square_sum(a, fused.Patches(x), squares)
     product = a[:, 0, 0].double() @ x[:, 0, :, 0].double().mT
