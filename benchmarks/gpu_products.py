@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pai.curvature import fused
 from pai.curvature.products import add_products
-from pai.curvature.rules import conv2d
+from pai.curvature.rules import RULES
 
 # how often, input channels, output channels, kernel, stride, side of the input: 32 x 32 images
 LAYERS = [
@@ -32,8 +32,9 @@ PRECISIONS: tuple[fused.Precision, ...] = ("ieee", "tf32x3", "tf32")
 def portable(conv: nn.Conv2d, x: Tensor, gradients: Tensor) -> Tensor:
     """Return the sum of squares ``[1, O, D]`` for gradients ``[B, K, O, OH, OW]``."""
     squares = x.new_zeros(1, conv.weight.shape[0], conv.weight[0].numel())
-    for k in range(gradients.shape[1]):
-        add_products(*conv2d(conv, x, gradients[:, k]), squares, None)
+    rule, first = RULES[nn.Conv2d], gradients[:, 0]
+    outer = torch.stack([rule.outer(conv, x, grad) for grad in gradients.unbind(1)], dim=2)
+    add_products(outer, rule.inner(conv, x, first), squares, None)
     return squares
 
 

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pai.curvature.rules import _padded
+from pai.curvature.rules import padded
 
 Precision = Literal["ieee", "tf32", "tf32x3"]
 
@@ -79,32 +79,37 @@ def patches(module: nn.Linear | nn.Conv1d | nn.Conv2d, x: Tensor) -> Patches:
     if isinstance(module, nn.Linear):
         rows = x.reshape(len(x), 1, 1, -1, x.shape[-1])
         return Patches(rows.permute(0, 1, 4, 2, 3))
-    padded = _padded(module, x).contiguous().unflatten(1, (module.groups, -1))
+    image = padded(module, x).contiguous().unflatten(1, (module.groups, -1))
     if isinstance(module, nn.Conv1d):
         return Patches(
-            padded.unsqueeze(3), (1, module.kernel_size[0]), (1, module.stride[0]),
+            image.unsqueeze(3), (1, module.kernel_size[0]), (1, module.stride[0]),
             (1, module.dilation[0]),
         )  # fmt: skip
     pairs = (module.kernel_size, module.stride, module.dilation)
-    return Patches(padded, *((values[0], values[1]) for values in pairs))
+    return Patches(image, *((values[0], values[1]) for values in pairs))
+
+
+def available(device: torch.device) -> bool:
+    """Return whether the kernel runs there: triton, and a GPU of compute capability 8.0 or more."""
+    return (
+        device.type == "cuda"
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+        and _triton_is_installed()
+    )
 
 
 def supports(a: Tensor, u: Patches) -> bool:
-    """Return whether these factors are for :func:`fused_square_sum`.
+    """Return whether these factors are for :func:`fused_square_sum` on a device that has it.
 
-    That is on a GPU of compute capability 8.0 or more where triton is installed, in float32,
-    bfloat16 or float16, at more than one position (with one, the square of the product is the
-    product of the squares, and the sum over samples a single matrix product), and with enough rows
-    and columns for the smallest tile (not in depthwise convolutions).
+    That is in float32, bfloat16 or float16, at more than one position (with one, the square of the
+    product is the product of the squares, and the sum over samples a single matrix product), and
+    with enough rows and columns for the smallest tile (not in depthwise convolutions).
     """
     return (
-        a.is_cuda
-        and a.dtype in _DTYPES
+        a.dtype in _DTYPES
         and a.dtype == u.x.dtype
         and u.shape[3] > 1
         and min(a.shape[3], u.shape[2]) >= _SMALLEST
-        and torch.cuda.get_device_capability(a.device) >= (8, 0)
-        and _triton_is_installed()
     )
 
 

@@ -9,11 +9,13 @@ computed.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from pai.curvature.attention import open_attention
+from pai.curvature.fused import available, fused_square_sum, patches, supports
 from pai.curvature.products import FEW_POSITIONS, add_products, chunk_size
 from pai.curvature.rules import RULES, Rule
 from pai.objective import Named
@@ -41,8 +43,14 @@ class Sums:
     def add(self, name: str, rows: slice, a: Tensor, u: Tensor) -> None:
         """Add the products of factors ``a [B, G, K, O, L]`` and ``u [B, G, D, L]``."""
         shape = (a.shape[1], a.shape[3], u.shape[2])
+        add_products(a, u, *self.views(name, rows, shape))
+
+    def views(
+        self, name: str, rows: slice, shape: tuple[int, int, int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return both sums of (rows of) a weight in the shape ``[G, O, D]``."""
         gradients = None if self.gradients is None else self.gradients[name][rows].view(shape)
-        add_products(a, u, self.squares[name][rows].view(shape), gradients)
+        return self.squares[name][rows].view(shape), gradients
 
 
 @dataclass
@@ -117,9 +125,28 @@ class Recorder:
             self._add(use)
 
     def _add(self, use: _Use) -> None:
-        if not use.gradients:
-            return
-        use.check()
+        if use.gradients:
+            use.check()
+            if not self._add_fused(use):
+                self._add_in_pieces(use)
+            use.gradients = []
+
+    def _add_fused(self, use: _Use) -> bool:
+        """Add by the kernel for GPUs, if it is for this layer; return whether it is."""
+        module, rule, x = use.module, use.rule, use.inputs
+        if not (rule.reusable and available(x.device)):
+            return False
+        u = patches(cast(nn.Linear | nn.Conv1d | nn.Conv2d, module), x)
+        outers = [rule.outer(module, x, grad) for grad in use.gradients]
+        a = torch.stack(outers, dim=1)  # [B, K, G, O, L]
+        if not supports(a, u):
+            return False
+        shape = (a.shape[2], a.shape[3], u.shape[2])
+        squares, gradients = self._sums.views(use.name, use.rows, shape)
+        fused_square_sum(a, u, squares, gradients)
+        return True
+
+    def _add_in_pieces(self, use: _Use) -> None:
         module, rule, x, grads = use.module, use.rule, use.inputs, use.gradients
         one = (module, x[:1], grads[0][:1])
         size = chunk_size(max(rule.inner(*one).numel(), rule.outer(*one).numel()), x.device)
@@ -128,7 +155,6 @@ class Recorder:
             outers = [rule.outer(module, first, grad) for grad in pieces[1:]]
             outer = torch.stack(outers, dim=2) if len(outers) > 1 else outers[0].unsqueeze(2)
             self._sums.add(use.name, use.rows, outer, rule.inner(module, first, pieces[1]))
-        use.gradients = []
 
     def _add_shared(self, uses: list[_Use]) -> None:
         """Add the square of the sum over uses: their factors side by side."""

@@ -136,7 +136,8 @@ def test_other_dtypes_are_refused() -> None:
     squares = torch.zeros(1, 2, 3)
     with pytest.raises(ValueError, match=r"got torch\.float64 and torch\.float32"):
         fused.fused_square_sum(torch.zeros(1, 1, 1, 2, 4).double(), u, squares)
-    assert not fused.supports(torch.zeros(1, 1, 1, 2, 4), u)  # on a CPU
+    assert not fused.supports(torch.zeros(1, 1, 1, 2, 4), u)  # too few rows
+    assert not fused.available(torch.device("cpu"))
 
 
 @pytest.mark.gpu
@@ -169,7 +170,8 @@ def test_gpu_factors_that_are_supported() -> None:
     capable = torch.cuda.get_device_capability() >= (8, 0)
     a, x = torch.zeros(1, 1, 1, 16, 4, device="cuda"), torch.zeros(1, 4, 16, device="cuda")
     layer = nn.Linear(16, 16)
-    assert fused.supports(a, fused.patches(layer, x)) == capable
+    assert fused.available(a.device) == capable
+    assert fused.supports(a, fused.patches(layer, x))
     assert not fused.supports(a.half(), fused.patches(layer, x))
     assert not fused.supports(a.double(), fused.patches(layer, x.double()))
     assert not fused.supports(a[..., :1], fused.patches(layer, x[:, :1]))
@@ -203,3 +205,44 @@ def test_gpu_reads_beyond_two_to_the_31_elements() -> None:
     fused.fused_square_sum(a, fused.Patches(x), squares)
     product = a[:, 0, 0].double() @ x[:, 0, :, 0].double().mT
     agree(squares[0], product.square().sum(0).cpu())
+
+
+WHOLE_ESTIMATOR = """
+import sys, torch
+from safetensors.torch import save_file
+import pai
+from pai.curvature import recording
+from pai.models.resnet import thin_resnet
+
+torch.manual_seed(0)
+model = thin_resnet(num_classes=4, in_channels=2, depth=8, width=16)
+batches = [(torch.randn(3, 2, 8, 8), torch.tensor([0, 1, 3]))]
+pai.warm_up_batchnorm(model, batches)
+calls = []
+def counted(a, u, squares, gradients):
+    calls.append(a.shape)
+    fused(a, u, squares, gradients)
+fused, recording.fused_square_sum = recording.fused_square_sum, counted
+results = {}
+for place in ("portable", "kernel"):
+    for estimator in ("empirical_fisher", "exact_ggn"):
+        for name, value in pai.curvature_diagonal(model, batches, estimator=estimator).items():
+            results[f"{place} {estimator} {name}"] = value
+    assert bool(calls) == (place == "kernel"), calls
+    recording.available = lambda device: True
+save_file(results, sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+@needs_triton
+def test_estimators_through_the_interpreted_kernel_agree_with_the_portable_path(
+    tmp_path: Path,
+) -> None:
+    done = python("-c", WHOLE_ESTIMATOR, "out.safetensors", cwd=tmp_path, TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stderr
+    assert "per-sample rule" not in done.stderr
+    results = load_file(tmp_path / "out.safetensors")
+    portable = {key: value for key, value in results.items() if key.startswith("portable")}
+    for key, value in portable.items():
+        agree(results[key.replace("portable", "kernel")], value.double())
