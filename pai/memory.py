@@ -13,20 +13,21 @@ from torch import Tensor, nn
 
 from pai.parallel import shares
 
-DEFAULT_GIB = 4.0
-_budget_gib: ContextVar[float] = ContextVar("memory budget of scoring in GiB", default=DEFAULT_GIB)
+CPU_GIB, GPU_GIB = 1.0, 8.0  # on a CPU more is not faster: fresh memory has to be mapped
+_budget_gib: ContextVar[float | None] = ContextVar("memory budget of scoring", default=None)
 
 
 @contextmanager
-def memory_budget(gib: float) -> Iterator[None]:
-    """Let scoring inside the block take about ``gib`` GiB for activations (default 4).
+def memory_budget(gib: float | None) -> Iterator[None]:
+    """Let scoring inside the block take about ``gib`` GiB for activations.
 
-    Weights and scores come on top; a single sample is processed whatever it takes.
+    Weights and scores come on top; a single sample is processed whatever it takes. ``None`` is the
+    default: 1 GiB on a CPU, 8 GiB on a GPU.
 
     Raises:
         ValueError: ``gib`` is not positive.
     """
-    if not gib > 0:
+    if gib is not None and not gib > 0:
         raise ValueError(f"memory_gib must be positive, got {gib}")
     token = _budget_gib.set(gib)
     try:
@@ -50,7 +51,8 @@ def chunks(
 
 def samples_at_once(model: nn.Module, inputs: Tensor, copies: float) -> int:
     """Return how many samples like ``inputs[0]`` fit into the budget, at least one."""
-    return max(1, int(_budget_gib.get() * 2**30 / (copies * activation_bytes(model, inputs[:1]))))
+    gib = _budget_gib.get() or (CPU_GIB if inputs.device.type == "cpu" else GPU_GIB)
+    return max(1, int(gib * 2**30 / (copies * activation_bytes(model, inputs[:1]))))
 
 
 def activation_bytes(model: nn.Module, inputs: Tensor) -> int:

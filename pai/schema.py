@@ -17,7 +17,7 @@ class Scoring(BaseModel):
     samples_per_class: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     warmup_batch_size: int = Field(ge=2)
-    memory_gib: float = Field(gt=0)
+    memory_gib: float | None = Field(gt=0)
 
 
 class TopLevel(BaseModel):
