@@ -8,8 +8,9 @@ from urllib.error import URLError
 import torch
 
 from pai.data.augment import RandomCropFlip
-from pai.data.bundle import DataBundle, DataSpec, Split, held_out
+from pai.data.bundle import DataBundle, DataSpec
 from pai.data.options import check_fraction
+from pai.data.split import Split, held_out
 from pai.errors import ConfigError, RunError
 
 
@@ -56,7 +57,7 @@ class Cifar:
             smallest_class=per_class - held_out(per_class, self.val_fraction),
         )  # fmt: skip
 
-    def load(self) -> DataBundle:
+    def load(self) -> DataBundle[Split]:
         """Return the bundle, downloading it first if that is needed and allowed.
 
         Raises:

@@ -11,8 +11,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from pai.data.augment import RandomCropFlip
-from pai.data.bundle import DataBundle, DataSpec, Split, held_out
+from pai.data.bundle import DataBundle, DataSpec
 from pai.data.options import check_fraction
+from pai.data.split import Split, held_out
 from pai.errors import ConfigError, RunError
 
 _UNREADABLE = (
@@ -60,7 +61,7 @@ class ImageFolder:
             num_classes=len(classes), channels=3, height=size, width=size, smallest_class=smallest
         )
 
-    def load(self) -> DataBundle:
+    def load(self) -> DataBundle[Split]:
         """Return the bundle.
 
         Raises:

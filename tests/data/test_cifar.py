@@ -9,6 +9,7 @@ import pytest
 import torch
 from torchvision import datasets
 
+from pai.data.augment import RandomCropFlip
 from pai.data.cifar import Cifar
 from pai.errors import ConfigError, RunError
 
@@ -104,11 +105,9 @@ def test_images_are_laid_out_channels_first_with_their_labels(
 
 def test_options_reach_the_bundle(stand_in: type[StandIn], tmp_path: Path) -> None:
     data = Cifar(str(tmp_path), download=False, crop_padding=3, horizontal_flip=False).load()
-    assert data.augment is not None
-    assert (data.augment.crop_padding, data.augment.horizontal_flip) == (3, False)
+    assert data.augment == RandomCropFlip(3, False)
     assert not any(made.download for made in stand_in.made)
-    default = Cifar(str(tmp_path)).load().augment
-    assert default is not None and (default.crop_padding, default.horizontal_flip) == (4, True)
+    assert Cifar(str(tmp_path)).load().augment == RandomCropFlip(4, True)
 
 
 @pytest.mark.parametrize(
