@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pai.data.augment import Augment
 from pai.data.batches import Batch, Batches, Part
-from pai.data.split import Split, stratified_split
+from pai.data.split import Split, members_by_class, stratified_split
 from pai.errors import ConfigError
 from pai.seeding import generator
 
@@ -117,18 +117,16 @@ class DataBundle(Generic[P]):
             ConfigError: a class of the train part has fewer images than asked for.
         """
         stream = generator(seed, "scoring_subset")
-        labels = self.train.labels.cpu()
         chosen = []
-        for label in range(self.num_classes):
-            members = torch.nonzero(labels == label).flatten()
+        classes = members_by_class(self.train.labels, self.num_classes)
+        for label, members in enumerate(classes):
             if len(members) < samples_per_class:
                 raise ConfigError(
                     f"scoring.samples_per_class: {samples_per_class} asked for, but class {label} "
                     f"has only {len(members)} training images"
                 )
-            chosen.append(
-                members[torch.randperm(len(members), generator=stream)[:samples_per_class]]
-            )
+            shuffled = members[torch.randperm(len(members), generator=stream)]
+            chosen.append(shuffled[:samples_per_class])
         index = torch.cat(chosen)
         order = torch.randperm(len(index), generator=stream)
         return Batches(self.train, self.mean, self.std, batch_size, index[order])

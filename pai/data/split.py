@@ -66,20 +66,25 @@ def held_out(count: int, fraction: float) -> int:
     return max(held, 1) if count > 1 and fraction > 0 else held
 
 
+def members_by_class(labels: Tensor, num_classes: int = 0) -> list[Tensor]:
+    """Return the sorted positions of each class: of ``num_classes``, or of all that occur."""
+    labels = labels.cpu()
+    counts = labels.bincount(minlength=num_classes)
+    return list(labels.argsort(stable=True).split(counts.tolist()))
+
+
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Return (held-out, remaining) positions: ``fraction`` of each class at random, both sorted.
 
     Each class gives :func:`held_out` images.
     """
     stream = generator(seed, "split")
-    labels = labels.cpu()
     held, rest = [], []
-    for label in torch.unique(labels):
-        members = torch.nonzero(labels == label).flatten()
-        members = members[torch.randperm(len(members), generator=stream)]
+    for members in members_by_class(labels):
+        shuffled = members[torch.randperm(len(members), generator=stream)]
         count = held_out(len(members), fraction)
-        held.append(members[:count])
-        rest.append(members[count:])
+        held.append(shuffled[:count])
+        rest.append(shuffled[count:])
     return torch.cat(held).sort().values, torch.cat(rest).sort().values
 
 

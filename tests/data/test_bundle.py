@@ -165,6 +165,19 @@ def test_more_scoring_samples_than_a_class_has_is_the_users_mistake() -> None:
         data.scoring_batches(smallest + 1, 8, seed=0)
 
 
+def test_a_class_without_training_images_cannot_be_scored() -> None:
+    part = numbered_split(torch.arange(12) % 2)
+    for num_classes in (2, 3):
+        data = DataBundle.from_train_and_test(
+            part, part, num_classes=num_classes, val_fraction=0.2, split_seed=0, augment=None
+        )
+        if num_classes == 2:
+            assert len(data.scoring_batches(2, 4, seed=0).order) == 4
+        else:
+            with pytest.raises(ConfigError, match="class 2 has only 0"):
+                data.scoring_batches(2, 4, seed=0)
+
+
 def test_making_batches_leaves_the_global_generator_alone() -> None:
     data = bundle(augment=RandomCropFlip(2, horizontal_flip=True))
     before = torch.get_rng_state()
