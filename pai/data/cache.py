@@ -62,7 +62,7 @@ def _read(entry: Path, shape: Sequence[int]) -> tuple[Tensor | None, str]:
             return None, ""
         with safe_open(entry, framework="pt") as file:
             expected = (file.metadata() or {}).get("sha256")
-            content: Tensor = file.get_tensor("content")
+            content: Tensor = file.get_tensor("content").clone()  # else it is the file, mapped
     except (SafetensorError, OSError) as error:
         return None, str(error)
     if content.dtype != torch.uint8 or content.shape != torch.Size(shape):

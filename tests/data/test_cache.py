@@ -77,6 +77,15 @@ def test_without_a_folder_nothing_is_stored(tmp_path: Path, images: list[str]) -
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_what_was_read_no_longer_depends_on_the_file(tmp_path: Path) -> None:
+    cached(tmp_path, "key", SHAPE, content)
+    found = cached(tmp_path, "key", SHAPE, content)
+    entry = tmp_path / "key.safetensors"
+    with entry.open("r+b") as file:
+        file.write(bytes(entry.stat().st_size))
+    assert torch.equal(found, content())
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 

@@ -50,7 +50,7 @@ def test_the_shares_of_all_ranks_are_exactly_the_batches_of_one_process(
         assert torch.equal(inputs, whole[0]) and torch.equal(labels, whole[1])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(
     count=st.integers(1, 60), batch_size=st.integers(1, 20), world_size=st.integers(1, 6),
     for_batchnorm=st.booleans(),
