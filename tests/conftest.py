@@ -1,6 +1,10 @@
-"""Test settings: this folder importable (``cases``, ``reference``), one thread, no W&B login."""
+"""Test settings: this folder importable (``cases``, ``reference``), one thread, no W&B login.
+
+Decoded images are cached in a temporary folder, not in the user's.
+"""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,3 +18,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 def _no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PAI_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -29,7 +29,7 @@ PROMISED = {
     "warmup": "none bn_stats bn_exact bn_batches",
     "schedule": "oneshot exponential linear",
     "logger": "wandb none",
-    "dataset": "digits imagefolder cifar10 cifar100",
+    "dataset": "digits cifar10 cifar100 tinyimagenet imagenet imagefolder imagefolder_streamed",
 }
 
 
@@ -42,7 +42,7 @@ def overrides(choice: str, images: Path) -> list[str]:
     """Return what selects ``choice`` (``scorer/hts.yaml``) and makes the rest fit it."""
     group, _, name = choice.removesuffix(".yaml").rpartition("/")
     chosen = [f"{group}={name}" if group in GROUPS else f"+{group}={name}"]
-    if name == "imagefolder":
+    if name in ("imagefolder", "imagefolder_streamed", "imagenet"):
         chosen.append(f"dataset.root={images}")
     if name.startswith("vgg"):
         chosen.append("dataset.image_size=32")

@@ -69,7 +69,8 @@ def record_in(run_dir: Path) -> dict[str, Any]:
 def environment(**variables: str) -> dict[str, str]:
     """Return this process's environment without W&B and Hydra settings, pai importable."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA", "PAI_"))}
-    return {**kept, "PYTHONPATH": str(CHECKOUT), **variables}
+    cache = {"PAI_CACHE": os.environ["PAI_CACHE"]}
+    return {**kept, **cache, "PYTHONPATH": str(CHECKOUT), **variables}
 
 
 def python(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:

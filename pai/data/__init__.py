@@ -1,1 +1,1 @@
-"""Data sets as bundles of in-memory image tensors with train, validation and test kept apart."""
+"""Data sets as bundles of train, validation and test part, in memory or streamed from files."""

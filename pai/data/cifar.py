@@ -3,14 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 
 from pai.data.augment import RandomCropFlip
-from pai.data.bundle import DataBundle, DataSpec, Split, held_out
+from pai.data.bundle import DataBundle, DataSpec
+from pai.data.download import DOWNLOAD_ERRORS, reason
 from pai.data.options import check_fraction
+from pai.data.split import Split, held_out
 from pai.errors import ConfigError, RunError
+
+_ARCHIVES = {10: "cifar-10-python.tar.gz", 100: "cifar-100-python.tar.gz"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Cifar:
 
     def _folder(self) -> Path:
         name = "cifar-10-batches-py" if self.num_classes == 10 else "cifar-100-python"
-        return Path(self.root) / name
+        return Path(self.root).expanduser() / name
 
     def check(self) -> DataSpec:
         """Return what a model must fit.
@@ -56,7 +59,7 @@ class Cifar:
             smallest_class=per_class - held_out(per_class, self.val_fraction),
         )  # fmt: skip
 
-    def load(self) -> DataBundle:
+    def load(self) -> DataBundle[Split]:
         """Return the bundle, downloading it first if that is needed and allowed.
 
         Raises:
@@ -76,11 +79,14 @@ class Cifar:
 
         family: Any = datasets.CIFAR10 if self.num_classes == 10 else datasets.CIFAR100
         try:
-            data = family(self.root, train=train, download=self.download)
-        except (URLError, OSError, RuntimeError) as error:
+            data = family(self._folder().parent, train=train, download=self.download)
+        except DOWNLOAD_ERRORS as error:
+            if self.download:
+                hint = f"without a network, unpack {_ARCHIVES[self.num_classes]} there by hand"
+            else:
+                hint = "dataset.download=true would fetch it again"
             raise RunError(
-                f"cannot load CIFAR-{self.num_classes} from {self.root}: {error}; without a "
-                f"network, put torchvision's {self._folder().name} there by hand"
+                f"cannot load CIFAR-{self.num_classes} from {self.root}: {reason(error)}; {hint}"
             ) from error
         images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
         return Split(images, torch.tensor(data.targets))

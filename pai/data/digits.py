@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from pai.data.augment import RandomCropFlip
-from pai.data.bundle import DataBundle, DataSpec, Split, held_out, stratified_split
+from pai.data.bundle import DataBundle, DataSpec
 from pai.data.options import check_fraction
+from pai.data.split import Split, held_out, stratified_split
 from pai.errors import ConfigError
 
 _SIDE = 8
@@ -48,7 +49,7 @@ class Digits:
             smallest_class=train - held_out(train, self.val_fraction),
         )  # fmt: skip
 
-    def load(self) -> DataBundle:
+    def load(self) -> DataBundle[Split]:
         """Return the bundle."""
         everything = _read(repeat=self.image_size // _SIDE)
         test_index, train_index = stratified_split(

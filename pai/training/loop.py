@@ -48,7 +48,7 @@ def train(
     optimizer = options.optimizer(model.parameters())
     pruned = PrunedWeights(model, mask)
     pruned.zero()
-    device = data.train.images.device
+    device = data.train.device
     state = load_checkpoint(checkpoint, device) or _first_state(model, optimizer)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])

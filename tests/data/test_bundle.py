@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pai.data.augment import RandomCropFlip
-from pai.data.bundle import DataBundle, Split, channel_statistics, held_out, stratified_split
+from pai.data.bundle import DataBundle, Split
+from pai.data.split import channel_statistics, held_out, stratified_split
 from pai.errors import ConfigError
 
 CLASSES = 3
@@ -30,7 +31,7 @@ def numbers_of(images: Tensor) -> list[int]:
 def bundle(
     count: int = 60, val_fraction: float = 0.2, split_seed: int = 0,
     augment: RandomCropFlip | None = None,
-) -> DataBundle:  # fmt: skip
+) -> DataBundle[Split]:  # fmt: skip
     return DataBundle.from_train_and_test(
         numbered_split(torch.arange(count) % CLASSES),
         numbered_split(torch.arange(12) % CLASSES, first=1000),
@@ -38,7 +39,7 @@ def bundle(
     )  # fmt: skip
 
 
-def stored_pixels(data: DataBundle, inputs: Tensor) -> Tensor:
+def stored_pixels(data: DataBundle[Split], inputs: Tensor) -> Tensor:
     """Undo the normalisation in float64: the bytes a batch was made of."""
     mean, std = (t.double().view(1, -1, 1, 1) for t in (data.mean, data.std))
     pixels = (inputs.double() * std + mean) * 255
@@ -132,7 +133,7 @@ def test_scoring_batches_hold_exactly_so_many_train_images_of_each_class(batch_s
     assert torch.equal(labels, data.train.labels[index])
 
 
-def scored_numbers(data: DataBundle, seed: int, batch_size: int = 8) -> list[int]:
+def scored_numbers(data: DataBundle[Split], seed: int, batch_size: int = 8) -> list[int]:
     batches = data.scoring_batches(4, batch_size, seed)
     return numbers_of(torch.cat([stored_pixels(data, x) for x, _ in batches]))
 
@@ -162,6 +163,19 @@ def test_more_scoring_samples_than_a_class_has_is_the_users_mistake() -> None:
     assert len(data.scoring_batches(smallest, 8, seed=0).order) == CLASSES * smallest
     with pytest.raises(ConfigError, match="samples_per_class"):
         data.scoring_batches(smallest + 1, 8, seed=0)
+
+
+def test_a_class_without_training_images_cannot_be_scored() -> None:
+    part = numbered_split(torch.arange(12) % 2)
+    for num_classes in (2, 3):
+        data = DataBundle.from_train_and_test(
+            part, part, num_classes=num_classes, val_fraction=0.2, split_seed=0, augment=None
+        )
+        if num_classes == 2:
+            assert len(data.scoring_batches(2, 4, seed=0).order) == 4
+        else:
+            with pytest.raises(ConfigError, match="class 2 has only 0"):
+                data.scoring_batches(2, 4, seed=0)
 
 
 def test_making_batches_leaves_the_global_generator_alone() -> None:
@@ -198,16 +212,19 @@ def test_batches_can_be_iterated_again_and_know_their_number() -> None:
 
 @quick
 @given(count=st.integers(2, 40), batch_size=st.integers(2, 12))
-def test_a_lone_trailing_image_is_left_out_for_batchnorm_only(count: int, batch_size: int) -> None:
+def test_a_lone_trailing_image_joins_the_batch_before_for_batchnorm_only(
+    count: int, batch_size: int
+) -> None:
     train = numbered_split(torch.zeros(count, dtype=torch.int64))
     data = DataBundle.from_train_and_test(
         train, train, val=train, num_classes=1, val_fraction=0.1, split_seed=0, augment=None
     )
-    left_out = 1 if count % batch_size == 1 else 0
+    joins = count > batch_size and count % batch_size == 1
     for batches in (data.warmup_batches(batch_size, 0), data.training_batches(batch_size, 0, 0)):
         sizes = [len(y) for _, y in batches]
-        assert sum(sizes) == count - left_out
-        assert min(sizes) > 1 and len(sizes) == len(batches)
+        assert sum(sizes) == count
+        assert sizes[:-1] == [batch_size] * (len(batches) - 1)
+        assert 1 < sizes[-1] <= batch_size + joins
     assert sum(len(y) for _, y in data.batches(train, batch_size)) == count
     assert sum(len(y) for _, y in data.scoring_batches(count, batch_size, 0)) == count
 

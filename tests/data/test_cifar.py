@@ -1,14 +1,18 @@
 import os
 import pickle
+import urllib.request
+from email.message import Message
+from http.client import IncompleteRead
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 
 import numpy as np
 import pytest
 import torch
 from torchvision import datasets
 
+from pai.data.augment import RandomCropFlip
 from pai.data.cifar import Cifar
 from pai.errors import ConfigError, RunError
 
@@ -18,7 +22,7 @@ class StandIn:
 
     made: list["StandIn"]
 
-    def __init__(self, root: str, *, train: bool, download: bool) -> None:
+    def __init__(self, root: Path, *, train: bool, download: bool) -> None:
         self.root, self.train, self.download = root, train, download
         count = 40 if train else 20
         draw = np.random.default_rng(int(train))
@@ -56,16 +60,28 @@ def test_missing_files_without_download_are_the_users_mistake(
     assert cifar.check().num_classes == num_classes
 
 
-@pytest.mark.parametrize(("num_classes", "family"), [(10, "CIFAR10"), (100, "CIFAR100")])
-def test_a_failed_download_is_a_failure_of_the_work(
-    num_classes: int, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("num_classes", [10, 100])
+@pytest.mark.parametrize(
+    ("error", "phrase"),
+    [
+        (URLError(OSError(-2, "Name or service not known")), "Name or service not known"),
+        (HTTPError("http://x", 404, "Not Found", Message(), None), "HTTP Error 404"),
+        (IncompleteRead(b"half"), "IncompleteRead"),
+        (TimeoutError("timed out"), "timed out"),
+    ],
+)
+def test_without_a_network_one_line_says_what_to_do(
+    num_classes: int, error: Exception, phrase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def offline(*arguments: Any, **options: Any) -> None:
-        raise URLError("no route to host")
+        raise error
 
-    monkeypatch.setattr(datasets, family, offline)
-    with pytest.raises(RunError, match=rf"CIFAR-{num_classes} .*no route to host"):
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    message = rf"CIFAR-{num_classes} from .*{phrase}.*unpack cifar-{num_classes}-python.tar.gz"
+    with pytest.raises(RunError, match=message) as caught:
         Cifar(str(tmp_path), num_classes).load()
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value) and "urlopen" not in str(caught.value)
 
 
 def test_damaged_files_are_refused_before_they_are_unpickled(tmp_path: Path) -> None:
@@ -77,7 +93,7 @@ def test_damaged_files_are_refused_before_they_are_unpickled(tmp_path: Path) -> 
     folder.mkdir()
     for name in ("data_batch_1", "test_batch", "batches.meta"):
         (folder / name).write_bytes(pickle.dumps(Harmful()))
-    with pytest.raises(RunError, match="CIFAR-10"):
+    with pytest.raises(RunError, match=r"CIFAR-10 .*dataset.download=true"):
         Cifar(str(tmp_path), download=False).load()
     assert not (tmp_path / "executed").exists()
 
@@ -88,7 +104,7 @@ def test_images_are_laid_out_channels_first_with_their_labels(
     data = Cifar(str(tmp_path), val_fraction=0.25).load()
     train, test = stand_in.made
     assert (train.train, test.train) == (True, False)
-    assert train.root == str(tmp_path) and train.download
+    assert train.root == tmp_path and train.download
     assert data.test.images.dtype == torch.uint8 and data.test.labels.dtype == torch.int64
     assert np.array_equal(data.test.images.numpy(), np.moveaxis(test.data, 3, 1))
     assert data.test.labels.tolist() == test.targets
@@ -104,11 +120,9 @@ def test_images_are_laid_out_channels_first_with_their_labels(
 
 def test_options_reach_the_bundle(stand_in: type[StandIn], tmp_path: Path) -> None:
     data = Cifar(str(tmp_path), download=False, crop_padding=3, horizontal_flip=False).load()
-    assert data.augment is not None
-    assert (data.augment.crop_padding, data.augment.horizontal_flip) == (3, False)
+    assert data.augment == RandomCropFlip(3, False)
     assert not any(made.download for made in stand_in.made)
-    default = Cifar(str(tmp_path)).load().augment
-    assert default is not None and (default.crop_padding, default.horizontal_flip) == (4, True)
+    assert Cifar(str(tmp_path)).load().augment == RandomCropFlip(4, True)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
+from pai.data.augment import RandomCropFlip
 from pai.data.bundle import DataBundle, Split
 from pai.data.digits import Digits
 from pai.errors import ConfigError
@@ -77,12 +78,11 @@ def test_pixels_are_repeated_to_the_image_size() -> None:
 
 def test_augmentation_follows_the_options() -> None:
     augment = Digits(crop_padding=2, horizontal_flip=True).load().augment
-    assert augment is not None
-    assert (augment.crop_padding, augment.horizontal_flip) == (2, True)
+    assert augment == RandomCropFlip(2, True)
 
 
 def test_training_images_are_augmented_and_test_images_are_not() -> None:
-    data: DataBundle = Digits(crop_padding=2).load()
+    data: DataBundle[Split] = Digits(crop_padding=2).load()
     (inputs, _), *_ = data.training_batches(1500, seed=0, epoch=0)
     grey = ((inputs * data.std + data.mean) * 255).round().to(torch.uint8)
     assert len(identities(Split(grey, torch.zeros(len(grey))))) > 1200

@@ -1,0 +1,61 @@
+"""Downloads that either give a whole folder or leave nothing behind."""
+
+import shutil
+import tempfile
+import zipfile
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from urllib.error import HTTPError, URLError
+
+from filelock import FileLock
+
+from pai.errors import RunError
+
+DOWNLOAD_ERRORS = (OSError, HTTPException, RuntimeError)  # what torchvision's downloads raise
+
+
+def reason(error: Exception) -> str:
+    """Return what went wrong with a download, without urllib's brackets around it."""
+    if isinstance(error, URLError) and not isinstance(error, HTTPError):
+        return str(error.reason)
+    return str(error)
+
+
+def fetch_zip(url: str, md5: str, folder: Path) -> None:
+    """Make ``folder`` from the zip archive at ``url``, which contains it at its top.
+
+    The archive is downloaded and unpacked beside ``folder`` and renamed at the end. An existing
+    ``folder`` stays as it is; of several processes one downloads while the others wait.
+
+    Raises:
+        RunError: there is no network, the archive is damaged, or it would write outside.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            if not folder.exists():
+                _fetch(url, md5, folder)
+    except RunError:
+        raise
+    except (*DOWNLOAD_ERRORS, zipfile.BadZipFile) as error:
+        raise RunError(
+            f"cannot download {url}: {reason(error)}; without a network, unpack the archive in "
+            f"{folder.parent} by hand"
+        ) from error
+
+
+def _fetch(url: str, md5: str, folder: Path) -> None:
+    from torchvision.datasets.utils import download_url
+
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        download_url(url, scratch, "archive.zip", md5)
+        with zipfile.ZipFile(scratch / "archive.zip") as archive:
+            for name in archive.namelist():
+                path = PurePosixPath(name.replace("\\", "/"))
+                if path.parts[:1] != (folder.name,) or ".." in path.parts:
+                    raise RunError(f"{url}: {name!r} does not belong in {folder.name}/")
+            archive.extractall(scratch)
+        (scratch / folder.name).rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
