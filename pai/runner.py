@@ -24,6 +24,7 @@ from pai.memory import memory_budget
 from pai.plan import Plan
 from pai.prunable import prunable_parameters
 from pai.records import read_record, write_bytes_atomically, write_record
+from pai.scorers.memo import remembering
 from pai.seeding import generator, global_seed
 from pai.tracking.base import RunLabels, Session
 from pai.training.loop import train
@@ -146,7 +147,7 @@ def _pipeline(plan: Plan, run_dir: Path, record: dict[str, Any], session: Sessio
         _log.info("scoring and masking on %s", plan.device)
         with memory_budget(scoring["memory_gib"]):
             record["scoring"] = _describe_scores(plan, model, batches)
-            mask = _find_mask(plan, model, batches, clock, session)
+            mask = _find_mask(plan, model, batches, record, session)
         apply_mask(model, mask)
         record["mask"] = mask_report(model, mask, next(iter(batches))[0])
         save_mask(mask, run_dir / MASK_FILE)
@@ -184,9 +185,9 @@ def _describe_scores(plan: Plan, model: nn.Module, batches: Batches) -> dict[str
 
 
 def _find_mask(
-    plan: Plan, model: nn.Module, batches: Batches, clock: dict[str, float], session: Session
+    plan: Plan, model: nn.Module, batches: Batches, record: dict[str, Any], session: Session
 ) -> Mask:
-    config = plan.config
+    config, clock = plan.config, record["timing_s"]
     whole = config["include_classifier"]
     if plan.scorer.keeps_everything:
         clock |= {"score": 0.0, "mask": 0.0}
@@ -200,13 +201,24 @@ def _find_mask(
         return scores
 
     probes = generator(config["seed"], "probes", plan.device)
-    with _timed(spent, "both"):
+    folder = config["scoring"]["cache_dir"]
+    # later rounds depend on how far earlier ones have moved the random stream
+    one_round = len(plan.schedule.sparsities(config["sparsity"])) == 1
+    with (
+        remembering(
+            Path(folder).expanduser() if folder and one_round else None, model, batches, probes,
+            about={"model": config["model"], "spec": asdict(plan.spec)},
+        ) as memo,
+        _timed(spent, "both"),
+    ):  # fmt: skip
         mask = find_mask(
             model, batches, scorer,
             sparsity=config["sparsity"], schedule=plan.schedule, scope=config["scope"],
             generator=probes, include_classifier=whole,
         )  # fmt: skip
     clock |= {"score": spent["score"], "mask": spent["both"] - spent["score"]}
+    entries = [] if memo is None else memo.entries
+    record["scoring"] |= {"cached": any(entry["hit"] for entry in entries), "cache": entries}
     session.log_scores(scores)
     return mask
 

@@ -18,6 +18,7 @@ class Scoring(BaseModel):
     batch_size: int = Field(ge=1)
     warmup_batch_size: int = Field(ge=2)
     memory_gib: float | None = Field(gt=0)
+    cache_dir: str | None
 
 
 class TopLevel(BaseModel):

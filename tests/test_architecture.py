@@ -18,8 +18,8 @@ TREES = {name: ast.parse(path.read_text()) for name, path in zip(NAMES, FILES, s
 LAYERS = (
     {"parallel"},
     {"memory"},
-    {"errors", "naming", "paths", "records", "seeding", "environment", "models", "saliency",
-     "prunable", "state", "objective", "warmup", "tracking"},
+    {"errors", "cache", "naming", "paths", "records", "seeding", "environment", "models",
+     "saliency", "prunable", "state", "objective", "warmup", "tracking"},
     {"components", "data", "curvature", "reports"},
     {"schema", "library", "scorers", "masking", "training"},
     {"compose", "plan"},

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError, features
 from torch import Tensor
 from tqdm import tqdm
 
-from pai.data.cache import cached
+from pai.cache import cached
 from pai.errors import RunError
 
 _VERSION = 1  # of the pixels that decode_square makes of a file: to be raised when they change
@@ -40,8 +40,11 @@ def decode_squares(paths: Sequence[str], size: int, cache_dir: str | None) -> Te
     shape = (len(paths), 3, size, size)
     if cache_dir is None:
         return _decode_all(paths, shape)
-    folder = Path(cache_dir).expanduser()
-    return cached(folder, _content_key(paths, size), shape, lambda: _decode_all(paths, shape))
+    found, _ = cached(
+        Path(cache_dir).expanduser(), _content_key(paths, size), {"images": shape},
+        lambda: {"images": _decode_all(paths, shape)},
+    )  # fmt: skip
+    return found["images"]
 
 
 def decode(path: str) -> Tensor:

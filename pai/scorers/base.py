@@ -10,6 +10,7 @@ from torch import nn
 from pai.errors import RunError
 from pai.objective import Batches, LossFn, Named
 from pai.prunable import prunable_parameters
+from pai.scorers.memo import remembered
 from pai.state import scoring_mode
 
 
@@ -18,6 +19,10 @@ class Scorer(ABC):
 
     keeps_everything: ClassVar[bool] = False
     """True for the dense reference alone: no mask is selected from its scores."""
+
+    remembers: ClassVar[bool] = False
+    """True if scores are worth keeping in the cache, and follow from the class's source and plain
+    options."""
 
     def __call__(
         self,
@@ -45,9 +50,16 @@ class Scorer(ABC):
         """
         if parameters is None:
             parameters = prunable_parameters(model)
+
+        def compute() -> dict[str, Named]:
+            found = self.score(model, batches, parameters, loss_fn=loss_fn, generator=generator)
+            return {"scores": {name: value.detach() for name, value in found.items()}}
+
         with scoring_mode(model):
-            scores = self.score(model, batches, parameters, loss_fn=loss_fn, generator=generator)
-        scores = {name: value.detach() for name, value in scores.items()}
+            if self.remembers and loss_fn is None:
+                scores = remembered(self, parameters, ("scores",), compute)["scores"]
+            else:
+                scores = compute()["scores"]
         for name, value in scores.items():
             if not bool(torch.isfinite(value).all()):
                 bad = int((~torch.isfinite(value)).sum())

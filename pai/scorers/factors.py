@@ -19,6 +19,7 @@ from pai.curvature import (
 )
 from pai.objective import Batches, LossFn, Named, check_temperature, mean_gradient
 from pai.scorers.base import Scorer
+from pai.scorers.memo import is_remembering, remembered
 
 Saliency = Callable[..., Tensor]
 
@@ -61,26 +62,59 @@ class FactorScorer(Scorer):
         self, model: nn.Module, batches: Batches, parameters: Mapping[str, nn.Parameter], *,
         loss_fn: LossFn | None, generator: torch.Generator | None,
     ) -> Named:  # fmt: skip
-        """Compute the factors the saliency names, then the saliency of each parameter."""
+        """Compute the factors the saliency names, then the saliency of each parameter.
+
+        Scorers of one family share what is remembered (:mod:`pai.scorers.memo`).
+        """
         needs = self._needs()
         factors: dict[str, Mapping[str, Tensor]] = {}
         if "w" in needs:
             factors["w"] = {name: p.detach() for name, p in parameters.items()}
         if "h" in needs:
-            assert self.estimator is not None
-            estimate = self.estimator(
-                model, batches, parameters,
-                loss_fn=loss_fn, generator=generator, with_gradient="g" in needs,
-            )  # fmt: skip
-            factors["h"] = estimate.diagonal
-            if estimate.gradient is not None:
-                factors["g"] = estimate.gradient
+            factors |= self._curvature(model, batches, parameters, loss_fn, generator)
         elif "g" in needs:
-            factors["g"] = mean_gradient(model, batches, parameters, loss_fn, self.temperature)
+            factors |= self._gradient(model, batches, parameters, loss_fn)
         return {
-            name: self.saliency(**{key: values[name] for key, values in factors.items()})
-            for name in parameters
+            name: self.saliency(**{key: factors[key][name] for key in needs}) for name in parameters
         }
+
+    def _curvature(
+        self, model: nn.Module, batches: Batches, parameters: Mapping[str, nn.Parameter],
+        loss_fn: LossFn | None, generator: torch.Generator | None,
+    ) -> dict[str, Named]:  # fmt: skip
+        estimator = self.estimator
+        assert estimator is not None
+
+        def compute(*, with_gradient: bool) -> dict[str, Named]:
+            estimate = estimator(
+                model, batches, parameters,
+                loss_fn=loss_fn, generator=generator, with_gradient=with_gradient,
+            )  # fmt: skip
+            gradient = {} if estimate.gradient is None else {"g": estimate.gradient}
+            return {"h": estimate.diagonal, **gradient}
+
+        if loss_fn is not None or not is_remembering():
+            return compute(with_gradient="g" in self._needs())
+        # with the gradient, so that the whole family finds what it needs
+        return remembered(estimator, parameters, ("h", "g"), lambda: compute(with_gradient=True))
+
+    def _gradient(
+        self, model: nn.Module, batches: Batches, parameters: Mapping[str, nn.Parameter],
+        loss_fn: LossFn | None,
+    ) -> dict[str, Named]:  # fmt: skip
+        def compute() -> dict[str, Named]:
+            return {"g": mean_gradient(model, batches, parameters, loss_fn, self.temperature)}
+
+        if loss_fn is not None:
+            return compute()
+        return remembered(MeanGradient(self.temperature), parameters, ("g",), compute)
+
+
+@dataclass(frozen=True)
+class MeanGradient:
+    """Names the mean gradient at a temperature for :func:`pai.scorers.memo.remembered`."""
+
+    temperature: float
 
 
 def gradient_scorer(saliency: Saliency, temperature: float = 1.0) -> FactorScorer:

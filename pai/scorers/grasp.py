@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -34,6 +35,7 @@ class Grasp(Scorer):
     """
 
     temperature: float = 200.0
+    remembers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)

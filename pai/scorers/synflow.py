@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ class SynFlow(Scorer):
     k, which is ``schedule=exponential``, the schedule that ``scorer=synflow`` selects by default.
     Source: Tanaka et al. 2020, arXiv 2006.05467, equation 2 and algorithm 1.
     """
+
+    remembers: ClassVar[bool] = True
 
     def score(
         self, model: nn.Module, batches: Batches, parameters: Mapping[str, nn.Parameter], *,

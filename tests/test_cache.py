@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pai.data import cache, decode
-from pai.data.cache import cached
+from pai import cache
+from pai.data import decode
 from pai.data.decode import decode_squares
 
 SHAPE = (4, 3, 5, 5)
@@ -24,6 +24,13 @@ SHAPE = (4, 3, 5, 5)
 def content() -> Tensor:
     stream = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, SHAPE, generator=stream, dtype=torch.uint8)
+
+
+def cached(
+    folder: Path | None, key: str, shape: tuple[int, ...], compute: Callable[[], Tensor]
+) -> Tensor:
+    found, _ = cache.cached(folder, key, {"images": shape}, lambda: {"images": compute()})
+    return found["images"]
 
 
 class Computing:
