@@ -143,14 +143,15 @@ def _check_model(model_config: str, spec: DataSpec, *, include_classifier: bool)
             raise ConfigError(f"model: {first_line(error)}") from error
         try:
             outputs = model(torch.zeros(2, spec.channels, spec.height, spec.width))
-        except (ValueError, RuntimeError, AssertionError) as error:
+        except (ValueError, RuntimeError, AssertionError, ArithmeticError) as error:
             raise ConfigError(
                 f"model: does not fit images of {spec.channels}x{spec.height}x{spec.width} "
                 f"(dataset.image_size): {first_line(error)}"
             ) from error
-    if outputs.shape != (2, spec.num_classes):
+    shape = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+    if shape != (2, spec.num_classes):
         raise ConfigError(
-            f"model: gives outputs of shape {tuple(outputs.shape)} where "
+            f"model: gives outputs of shape {shape} where "
             f"(2, {spec.num_classes}) is needed for two images and {spec.num_classes} classes"
         )
     if not prunable_parameters(model, include_classifier=include_classifier):

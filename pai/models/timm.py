@@ -47,10 +47,13 @@ def timm_model(
             f"name must be an architecture of timm {timm.__version__}, without a tag of trained "
             f"weights, got {name!r}{hint}"
         )
-    size = {"img_size": image_size} if timm.get_pretrained_cfg(name).fixed_input_size else {}
+    arguments = dict(options)
+    published = timm.get_pretrained_cfg(name)
+    if published is not None and published.fixed_input_size:
+        arguments["img_size"] = image_size
     try:
         model: nn.Module = timm.create_model(
-            name, pretrained=False, num_classes=num_classes, in_chans=in_channels, **size, **options
+            name, pretrained=False, num_classes=num_classes, in_chans=in_channels, **arguments
         )
     except (TypeError, AssertionError, ArithmeticError, LookupError) as error:
         raise ValueError(
@@ -71,7 +74,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
 def _check_patches(model: nn.Module, name: str, image_size: int) -> None:
     """Refuse a size that patches do not tile: timm would silently ignore the remaining pixels."""
-    from timm.layers import PatchEmbed
+    from timm.layers.patch_embed import PatchEmbed
 
     for module in model.modules():
         if isinstance(module, PatchEmbed) and not module.dynamic_img_pad:
