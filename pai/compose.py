@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from pai.errors import ConfigError, nearest
+from pai.errors import ConfigError, first_line, nearest
 from pai.paths import config_folder
 from pai.schema import GROUPS
 
@@ -86,7 +86,7 @@ def _parse(overrides: list[str]) -> list[Override]:
         except (OverrideParseException, HydraException) as error:
             raise ConfigError(
                 f"{override!r} cannot be parsed; overrides look like key=value, with quotes "
-                f"around values that contain spaces or commas ({_first_line(error)})"
+                f"around values that contain spaces or commas ({first_line(error)})"
             ) from error
     return parsed
 
@@ -172,8 +172,8 @@ def _explain(error: Exception, name: str, overrides: list[str]) -> str:
             f"{absent[1]}: nothing to remove{nearest(last, _siblings(absent[1], name, overrides))}"
         )
     place = f"{key}: " if key else ""
-    detail = f" ({_first_line(cause)})" if cause else ""
-    return f"{place}{_first_line(error)}{detail}; the overrides were: {' '.join(overrides)}"
+    detail = f" ({first_line(cause)})" if cause else ""
+    return f"{place}{first_line(error)}{detail}; the overrides were: {' '.join(overrides)}"
 
 
 def _siblings(key: str, name: str, overrides: list[str]) -> list[str]:
@@ -184,10 +184,6 @@ def _siblings(key: str, name: str, overrides: list[str]) -> list[str]:
         node = node.get(part) if isinstance(node, DictConfig) else None
     found = list(node) if isinstance(node, DictConfig) else []
     return [str(item) for item in found if not str(item).startswith("_")]
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _quoted(text: str) -> str:

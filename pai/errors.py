@@ -16,3 +16,8 @@ def nearest(word: str, choices: Iterable[object]) -> str:
     """Return ``"; did you mean 'x'?"`` for the choice most like ``word``, or an empty string."""
     found = difflib.get_close_matches(str(word), [str(choice) for choice in choices], n=1)
     return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its class if it has none."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

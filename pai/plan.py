@@ -1,6 +1,7 @@
 """From a validated configuration to the objects of a run: everything cheap, nothing started."""
 
 import functools
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from torch import nn
 
 from pai.components import build
 from pai.data.bundle import Dataset, DataSpec
-from pai.errors import ConfigError
+from pai.errors import ConfigError, first_line
 from pai.masking.schedule import Schedule
 from pai.prunable import classifier, prunable_parameters
 from pai.schema import GROUPS, check_config
@@ -81,8 +82,32 @@ def prepare(config: Mapping[str, Any]) -> Plan:
 
 
 def _model_builder(node: Mapping[str, Any], spec: DataSpec) -> Callable[[], nn.Module]:
+    """Bind what the run knows: classes and channels, and the image size where it is asked for.
+
+    ``image_size``, the side of square images in pixels, goes to a builder that has a parameter of
+    that name; a network that takes any size has none.
+
+    Raises:
+        ConfigError: the builder lacks a parameter, or the images are not square.
+    """
     builder = build("model", {**node, "_partial_": True})
-    return functools.partial(builder, num_classes=spec.num_classes, in_channels=spec.channels)
+    parameters = inspect.signature(builder).parameters
+    supplied = {"num_classes": spec.num_classes, "in_channels": spec.channels}
+    if "image_size" in parameters:
+        if spec.height != spec.width:
+            raise ConfigError(
+                f"model._target_: {node['_target_']} is for square images, those of the data set "
+                f"have {spec.height}x{spec.width} pixels"
+            )
+        supplied["image_size"] = spec.height
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        for name in supplied:
+            if name not in parameters:
+                raise ConfigError(
+                    f"model._target_: {node['_target_']} has no parameter {name}, which the run "
+                    f"supplies"
+                )
+    return functools.partial(builder, **supplied)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -110,21 +135,23 @@ def resolve_device(name: str) -> torch.device:
 @functools.cache
 def _check_model(model_config: str, spec: DataSpec, *, include_classifier: bool) -> None:
     """Build the model once and run it on two empty images; remembered over the jobs of a sweep."""
+    build_model = _model_builder(json.loads(model_config), spec)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
-            model = _model_builder(json.loads(model_config), spec)().eval()
+            model = build_model().eval()
         except (ValueError, RuntimeError) as error:  # RuntimeError: more memory than there is
-            raise ConfigError(f"model: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"model: {first_line(error)}") from error
         try:
             outputs = model(torch.zeros(2, spec.channels, spec.height, spec.width))
-        except RuntimeError as error:
+        except (ValueError, RuntimeError, AssertionError, ArithmeticError) as error:
             raise ConfigError(
                 f"model: does not fit images of {spec.channels}x{spec.height}x{spec.width} "
-                f"(dataset.image_size): {str(error).splitlines()[0]}"
+                f"(dataset.image_size): {first_line(error)}"
             ) from error
-    if outputs.shape != (2, spec.num_classes):
+    shape = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+    if shape != (2, spec.num_classes):
         raise ConfigError(
-            f"model: gives outputs of shape {tuple(outputs.shape)} where "
+            f"model: gives outputs of shape {shape} where "
             f"(2, {spec.num_classes}) is needed for two images and {spec.num_classes} classes"
         )
     if not prunable_parameters(model, include_classifier=include_classifier):

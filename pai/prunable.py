@@ -42,17 +42,28 @@ def prunable_parameters(
 def classifier(model: nn.Module) -> nn.Module | None:
     """Return the module that computes the logits, or ``None`` if the model has no such layer.
 
-    A timm model says so itself (``get_classifier``). Otherwise it is the prunable layer
-    registered last, which is where every common model family puts its head.
+    A timm model says so itself: ``get_classifier()``, and ``pretrained_cfg["classifier"]``, which
+    alone names the auxiliary head of VOLO. Otherwise it is the prunable layer registered last,
+    which is where every common model family puts its head. Several heads (a distillation token's
+    beside the class token's) come as one ``nn.ModuleList``.
     """
-    get_classifier: Any = getattr(model, "get_classifier", None)
-    if callable(get_classifier):
-        head = get_classifier()
-        if isinstance(head, tuple | list):  # models with a distillation head
-            head = nn.ModuleList(head)
-        return head if isinstance(head, nn.Module) else None
+    if callable(getattr(model, "get_classifier", None)):
+        heads = _timm_heads(model)
+        return nn.ModuleList(heads) if len(heads) > 1 else next(iter(heads), None)
     layers = [module for module, _ in _weights(model)]
     return layers[-1] if layers else None
+
+
+def _timm_heads(model: Any) -> list[nn.Module]:
+    """Return the heads that a timm model names, each once, without those inside another."""
+    found = model.get_classifier()
+    found = list(found) if isinstance(found, tuple | list) else [found]
+    named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    modules = dict(model.named_modules())
+    found += [modules.get(name) for name in ([named] if isinstance(named, str) else named)]
+    heads = list(dict.fromkeys(head for head in found if isinstance(head, nn.Module)))
+    inside = {part for head in heads for part in head.modules() if part is not head}
+    return [head for head in heads if head not in inside]
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny import config, image_folder, jobs
+from tiny import config, fitting, image_folder, jobs
 from torch import nn
 
 import pai
@@ -25,7 +25,11 @@ PROMISED = {
     "scorer": (
         "none random magnitude grad_norm snip grasp synflow fd fp fts hd hp hts gd gp gts md mp mts"
     ),
-    "model": "resnet18 resnet20 resnet32 resnet34 resnet50 resnet56 vgg11 vgg13 vgg16 vgg19",
+    "model": (
+        "resnet18 resnet20 resnet32 resnet34 resnet50 resnet56 vgg11 vgg13 vgg16 vgg19 "
+        "resnet18_tiny vgg16_tiny vgg19_tiny resnet18_imagenet resnet34_imagenet resnet50_imagenet "
+        "vit_cifar vit_tiny vit_small timm"
+    ),
     "warmup": "none bn_stats bn_exact bn_batches",
     "schedule": "oneshot exponential linear",
     "logger": "wandb none",
@@ -44,8 +48,8 @@ def overrides(choice: str, images: Path) -> list[str]:
     chosen = [f"{group}={name}" if group in GROUPS else f"+{group}={name}"]
     if name in ("imagefolder", "imagefolder_streamed", "imagenet"):
         chosen.append(f"dataset.root={images}")
-    if name.startswith("vgg"):
-        chosen.append("dataset.image_size=32")
+    if group == "model":
+        chosen += fitting(name)
     return chosen
 
 

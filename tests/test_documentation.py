@@ -6,11 +6,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tiny import config
 from torch import nn
 
 import pai
 from pai.components import build
+from pai.errors import ConfigError
 from pai.library import available
+from pai.plan import prepare
+from pai.prunable import prunable_parameters
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,6 +23,15 @@ def blocks(page: str, language: str) -> list[str]:
     text = (ROOT / page).read_text()
     found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
     return [re.sub(rf"^{indent}", "", body, flags=re.MULTILINE) for indent, body in found]
+
+
+def recipe(name: str) -> tuple[str, str]:
+    """Return the Python and the YAML block of CONTRIBUTING.md for the module ``name``."""
+    numbered = zip(
+        blocks("CONTRIBUTING.md", "python"), blocks("CONTRIBUTING.md", "yaml"), strict=True
+    )
+    (found,) = [(code, text) for code, text in numbered if f".{name}." in text]
+    return found
 
 
 def test_the_python_example_of_the_readme_runs_as_written() -> None:
@@ -39,8 +52,7 @@ def test_every_choice_the_readme_lists_exists_and_the_other_way_round() -> None:
 def test_the_recipe_for_a_scorer_works_as_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (code,) = blocks("CONTRIBUTING.md", "python")
-    (text,) = blocks("CONTRIBUTING.md", "yaml")
+    code, text = recipe("cubic")
     (tmp_path / "recipe_scorer.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PAI_TRUSTED_PACKAGES", "recipe_scorer")
@@ -52,6 +64,25 @@ def test_the_recipe_for_a_scorer_works_as_written(
     with pytest.raises(ValueError, match="power must be positive"):
         build("scorer", node | {"power": 0.0})
     sys.modules.pop("recipe_scorer", None)
+
+
+def test_the_recipe_for_a_model_works_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, text = recipe("mlp")
+    (tmp_path / "recipe_model.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PAI_TRUSTED_PACKAGES", "recipe_model")
+    whole = config() | {"model": yaml.safe_load(text.replace("pai.models.mlp", "recipe_model"))}
+    whole["model"]["width"] = 7
+    model = prepare(whole).build_model()
+    assert {name: weight.shape for name, weight in prunable_parameters(model).items()} == {
+        "1.weight": (7, 64)
+    }
+    whole["model"]["width"] = 0
+    with pytest.raises(ConfigError, match="model: width must be at least 1, got 0"):
+        prepare(whole)
+    sys.modules.pop("recipe_model", None)
 
 
 def test_the_public_names_are_importable_and_documented() -> None:

@@ -50,6 +50,16 @@ def config(*overrides: str) -> dict[str, Any]:
     return copy.deepcopy(_config(*overrides))
 
 
+def fitting(model: str) -> list[str]:
+    """Return overrides with which ``conf/model/<model>.yaml`` fits the digits."""
+    sides = {"vgg16_tiny": 64, "vgg19_tiny": 64, "vit_tiny": 16, "vit_small": 16}
+    side = sides.get(model, 32 if model.startswith("vgg") else 8)
+    chosen = [f"dataset.image_size={side}"] if side != 8 else []
+    if model == "timm":
+        chosen += ["model.name=resnet10t", "+model.options.zero_init_last=false"]
+    return chosen
+
+
 def plan(*overrides: str, **replaced: Any) -> Plan:
     """Return the plan of a tiny run, with some of its parts replaced by Python objects."""
     return replace(prepare(config(*TINY, *overrides)), **replaced)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import Tensor, nn
+
 CALLS: list[int] = []
 NOT_CALLABLE = 3
 
@@ -45,3 +47,39 @@ def awkward(schema: str = "a", copy: int = 1) -> tuple[str, int]:
 
 def broken() -> None:
     raise TypeError("a fault of its own")
+
+
+def small_model(*, num_classes: int, in_channels: int, width: int = 4) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(width, num_classes),
+    )  # fmt: skip
+
+
+def sized_model(*, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    pixels = in_channels * image_size**2
+    return nn.Sequential(nn.Flatten(), nn.Linear(pixels, 3), nn.Linear(3, num_classes))
+
+
+class SizedModel(nn.Sequential):
+    def __init__(self, num_classes: int, in_channels: int, image_size: int) -> None:
+        super().__init__(sized_model(
+            num_classes=num_classes, in_channels=in_channels, image_size=image_size
+        ))  # fmt: skip
+
+
+def any_model(**given: int) -> nn.Module:
+    CALLS.append(len(given))
+    return small_model(num_classes=given["num_classes"], in_channels=given["in_channels"])
+
+
+def blind_model(*, num_classes: int) -> nn.Module:
+    return nn.Linear(1, num_classes)
+
+
+def silent_model(*, num_classes: int, in_channels: int) -> nn.Module:
+    class Refusing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError
+
+    return Refusing()

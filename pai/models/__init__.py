@@ -1,1 +1,1 @@
-"""Architectures only: builders that take ``num_classes`` and ``in_channels``."""
+"""Architectures only: builders that take ``num_classes``, ``in_channels``, maybe ``image_size``."""

@@ -3,7 +3,8 @@
 Two families: ``thin_resnet`` is section 4.2 of the paper (three stages of 16, 32, 64 channels,
 depth 6n + 2), ``resnet`` is the ImageNet design of section 4.1 (four stages of 64 to 512 channels)
 with a 3x3 stem of stride 1 and no max pooling, as is usual for 32x32 images. In both, a shortcut
-that changes shape is a 1x1 convolution with BatchNorm (option B).
+that changes shape is a 1x1 convolution with BatchNorm (option B). A stem of stride 2 gives 64x64
+images (TinyImageNet) the maps of 32x32 images from there on.
 """
 
 from collections.abc import Sequence
@@ -59,10 +60,10 @@ class ResNet(nn.Module):
 
     def __init__(
         self, block: type[BasicBlock | Bottleneck], blocks: Sequence[int], width: int,
-        num_classes: int, in_channels: int,
+        num_classes: int, in_channels: int, stem_stride: int,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stem_stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         channels = width
         stages = []
@@ -83,23 +84,28 @@ class ResNet(nn.Module):
         return self.fc(out.mean(dim=(2, 3)))
 
 
-def thin_resnet(*, num_classes: int, in_channels: int, depth: int = 20, width: int = 16) -> ResNet:
+def thin_resnet(
+    *, num_classes: int, in_channels: int, depth: int = 20, width: int = 16, stem_stride: int = 1
+) -> ResNet:
     """Build the three-stage CIFAR ResNet of depth 6n + 2 (0.27 M parameters at depth 20).
 
     Raises:
-        ValueError: ``depth`` is not 6n + 2 with n >= 1, or ``width`` is below 1.
+        ValueError: ``depth`` is not 6n + 2 with n >= 1; ``width`` or ``stem_stride`` is below 1.
     """
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 32, 56, ...), got {depth}")
-    _check_width(width)
-    return ResNet(BasicBlock, [(depth - 2) // 6] * 3, width, num_classes, in_channels)
+    _check_at_least_one(width=width, stem_stride=stem_stride)
+    blocks = [(depth - 2) // 6] * 3
+    return ResNet(BasicBlock, blocks, width, num_classes, in_channels, stem_stride)
 
 
-def resnet(*, num_classes: int, in_channels: int, depth: int = 18, width: int = 64) -> ResNet:
+def resnet(
+    *, num_classes: int, in_channels: int, depth: int = 18, width: int = 64, stem_stride: int = 1
+) -> ResNet:
     """Build the four-stage ResNet with a small-image stem (11.2 M parameters at depth 18).
 
     Raises:
-        ValueError: ``depth`` is not 18, 34 or 50, or ``width`` is below 1.
+        ValueError: ``depth`` is not 18, 34 or 50; ``width`` or ``stem_stride`` is below 1.
     """
     designs: dict[int, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
         18: (BasicBlock, [2, 2, 2, 2]),
@@ -108,14 +114,15 @@ def resnet(*, num_classes: int, in_channels: int, depth: int = 18, width: int = 
     }
     if depth not in designs:
         raise ValueError(f"depth must be one of {', '.join(map(str, designs))}, got {depth}")
-    _check_width(width)
+    _check_at_least_one(width=width, stem_stride=stem_stride)
     block, blocks = designs[depth]
-    return ResNet(block, blocks, width, num_classes, in_channels)
+    return ResNet(block, blocks, width, num_classes, in_channels, stem_stride)
 
 
-def _check_width(width: int) -> None:
-    if width < 1:
-        raise ValueError(f"width must be at least 1, got {width}")
+def _check_at_least_one(**options: int) -> None:
+    for name, value in options.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:

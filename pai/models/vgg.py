@@ -15,10 +15,11 @@ class VGG(nn.Module):
     """Five stages of 3x3 convolutions, each ended by max pooling; one linear layer as head.
 
     The head of the CIFAR variant: global average pooling (a no-op on 32x32 images, where the
-    last map is 1x1) and a single linear layer in place of the original's three.
+    last map is 1x1) and a single linear layer in place of the original's three. With
+    ``stem_stride`` 2 the first convolution halves the image: 64x64 images end in a 1x1 map as well.
     """
 
-    def __init__(self, depth: int, num_classes: int, in_channels: int) -> None:
+    def __init__(self, depth: int, num_classes: int, in_channels: int, stem_stride: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = in_channels
@@ -26,8 +27,9 @@ class VGG(nn.Module):
             _STAGE_CHANNELS, _CONVOLUTIONS_PER_STAGE[depth], strict=True
         ):
             for _ in range(count):
+                stride = stem_stride if not layers else 1
                 layers += [
-                    nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
+                    nn.Conv2d(channels, out_channels, 3, stride, padding=1, bias=False),
                     nn.BatchNorm2d(out_channels),
                     nn.ReLU(),
                 ]
@@ -40,18 +42,20 @@ class VGG(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``[B, num_classes]`` for images of at least 32x32 pixels."""
+        """Return logits ``[B, num_classes]`` if the first map has at least 32x32 pixels."""
         return self.fc(self.features(x).mean(dim=(2, 3)))
 
 
-def vgg(*, num_classes: int, in_channels: int, depth: int = 16) -> VGG:
+def vgg(*, num_classes: int, in_channels: int, depth: int = 16, stem_stride: int = 1) -> VGG:
     """Build VGG-11, -13, -16 or -19 with BatchNorm (14.7 M parameters at depth 16).
 
     Raises:
-        ValueError: ``depth`` is none of these.
+        ValueError: ``depth`` is none of these, or ``stem_stride`` is below 1.
     """
     if depth not in _CONVOLUTIONS_PER_STAGE:
         raise ValueError(
             f"depth must be one of {', '.join(map(str, _CONVOLUTIONS_PER_STAGE))}, got {depth}"
         )
-    return VGG(depth, num_classes, in_channels)
+    if stem_stride < 1:
+        raise ValueError(f"stem_stride must be at least 1, got {stem_stride}")
+    return VGG(depth, num_classes, in_channels, stem_stride)

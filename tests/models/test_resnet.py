@@ -100,6 +100,19 @@ def test_each_stage_halves_the_image_and_doubles_the_channels(
         assert out.shape == (2, channels, side, side)
 
 
+@pytest.mark.parametrize(("builder", "width"), [(thin_resnet, 16), (resnet, 64)])
+def test_a_stem_of_stride_2_gives_images_of_64_pixels_the_maps_of_32(
+    builder: Builder, width: int
+) -> None:
+    with torch.device("meta"):
+        model = builder(num_classes=200, in_channels=3, stem_stride=2)
+        plain = builder(num_classes=200, in_channels=3)
+    stem = [m.conv1(torch.empty(1, 3, s, s, device="meta")) for m, s in ((model, 64), (plain, 32))]
+    assert stem[0].shape == stem[1].shape == (1, width, 32, 32)
+    assert size(model) == size(plain)
+    assert str(model.stages) == str(plain.stages)
+
+
 @pytest.mark.parametrize("builder", [thin_resnet, resnet])
 @pytest.mark.parametrize("side", [1, 8, 17, 64])
 def test_any_image_size_and_channel_count_gives_logits(builder: Builder, side: int) -> None:
@@ -167,6 +180,7 @@ def test_an_unknown_depth_is_refused(depth: int) -> None:
 
 
 @pytest.mark.parametrize("builder", [thin_resnet, resnet])
-def test_a_width_below_one_is_refused(builder: Builder) -> None:
-    with pytest.raises(ValueError, match="width"):
-        builder(num_classes=10, in_channels=3, width=0)
+@pytest.mark.parametrize("option", ["width", "stem_stride"])
+def test_a_width_or_stride_below_one_is_refused(builder: Builder, option: str) -> None:
+    with pytest.raises(ValueError, match=f"^{option} must .*0"):
+        builder(num_classes=10, in_channels=3, **{option: 0})

@@ -64,6 +64,21 @@ def test_images_from_32_pixels_give_logits(side: int) -> None:
     assert model(torch.empty(3, 1, side, side, device="meta")).shape == (3, 7)
 
 
+def test_a_stem_of_stride_2_gives_images_of_64_pixels_the_maps_of_32() -> None:
+    with torch.device("meta"):
+        model, plain = (vgg(num_classes=200, in_channels=3, stem_stride=s) for s in (2, 1))
+        assert model.features[0](torch.empty(1, 3, 64, 64)).shape == (1, 64, 32, 32)
+        assert model.features(torch.empty(1, 3, 64, 64)).shape == (1, 512, 1, 1)
+        assert plain.features(torch.empty(1, 3, 64, 64)).shape == (1, 512, 2, 2)
+    assert str(model.features[1:]) == str(plain.features[1:])
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in plain.parameters())
+
+
+def test_a_stem_stride_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^stem_stride must .*0"):
+        vgg(num_classes=10, in_channels=3, stem_stride=0)
+
+
 @pytest.mark.parametrize("side", [1, 8, 31])
 def test_smaller_images_are_refused(side: int) -> None:
     model = vgg(num_classes=10, in_channels=1, depth=11).eval()
