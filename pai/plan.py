@@ -58,6 +58,8 @@ def prepare(config: Mapping[str, Any]) -> Plan:
             raise ConfigError(
                 f"{group}._target_: {config[group]['_target_']!r} does not make a {kind.__name__}"
             )
+    device = resolve_device(config["device"])
+    parts["training"].check(device)
     spec = parts["dataset"].check()
     wanted = config["scoring"]["samples_per_class"]
     if wanted > spec.smallest_class:
@@ -76,7 +78,7 @@ def prepare(config: Mapping[str, Any]) -> Plan:
         schedule=parts["schedule"],
         training=parts["training"],
         tracker=parts["logger"],
-        device=resolve_device(config["device"]),
+        device=device,
     )
 
 
