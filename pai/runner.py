@@ -11,18 +11,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from pai.data.bundle import Batches
 from pai.environment import describe_environment, peak_memory_gib
-from pai.errors import ConfigError
-from pai.masking.mask import apply_mask, dense_mask, load_mask, mask_report, save_mask
+from pai.errors import ConfigError, RunError
+from pai.masking.mask import (
+    apply_mask,
+    dense_mask,
+    load_mask,
+    mask_report,
+    mask_sha256,
+    save_mask,
+)
 from pai.masking.schedule import find_mask
 from pai.masking.select import Mask
 from pai.plan import Plan
 from pai.prunable import prunable_parameters
-from pai.records import read_record, write_bytes_atomically, write_record
+from pai.records import (
+    read_record,
+    remove_partial_writes,
+    write_bytes_atomically,
+    write_record,
+)
 from pai.seeding import generator, global_seed
 from pai.tracking.base import RunLabels, Session
 from pai.training.loop import train
@@ -45,15 +58,19 @@ def run(plan: Plan, run_dir: Path, labels: RunLabels) -> dict[str, Any]:
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     earlier = check_run_directory(run_dir, plan.config)
-    if earlier is not None and earlier["status"] == "completed":
-        return earlier
+    if earlier is not None:
+        remove_partial_writes(run_dir)
+        if earlier["status"] == "completed":
+            (run_dir / CHECKPOINT_FILE).unlink(missing_ok=True)
+            return earlier
     resumable = (run_dir / CHECKPOINT_FILE).exists()
     record = _begin(plan, labels, earlier if resumable else None)
     write_record(run_dir, record)
+    clock = _Clock(record["timing_s"])
     try:
         with plan.tracker.session(plan.config, labels, run_dir) as session:
-            with _timed(record["timing_s"], "total"):
-                _pipeline(plan, run_dir, record, session)
+            with clock.timed("total"):
+                _pipeline(plan, run_dir, record, session, clock)
             record["peak_memory_gib"] = peak_memory_gib(plan.device)
             session.log_result(record)
     except BaseException as error:
@@ -118,11 +135,13 @@ def _begin(plan: Plan, labels: RunLabels, earlier: dict[str, Any] | None) -> dic
     }
 
 
-def _pipeline(plan: Plan, run_dir: Path, record: dict[str, Any], session: Session) -> None:
-    config, clock = plan.config, record["timing_s"]
+def _pipeline(
+    plan: Plan, run_dir: Path, record: dict[str, Any], session: Session, clock: "_Clock"
+) -> None:
+    config = plan.config
     seed, scoring = config["seed"], config["scoring"]
 
-    with _timed(clock, "data"):
+    with clock.timed("data"):
         data = plan.dataset.load().to(plan.device)
         batches = data.scoring_batches(scoring["samples_per_class"], scoring["batch_size"], seed)
         record["data"] = {part: len(getattr(data, part)) for part in ("train", "val", "test")}
@@ -133,11 +152,11 @@ def _pipeline(plan: Plan, run_dir: Path, record: dict[str, Any], session: Sessio
 
     checkpoint = run_dir / CHECKPOINT_FILE
     if record["mask"] is not None:  # carried over from an interrupted run
-        mask = load_mask(run_dir / MASK_FILE)
+        mask = _stored_mask(run_dir, record)
         _log.info("continuing from %s", checkpoint)
     else:
         checkpoint.unlink(missing_ok=True)  # without its record nothing says what it is from
-        with _timed(clock, "warmup"):
+        with clock.timed("warmup"):
             warm = plan.warmup(model, data.warmup_batches(scoring["warmup_batch_size"], seed))
         record["warmup"] = asdict(warm)
         _log.info("%s", warm)
@@ -156,9 +175,10 @@ def _pipeline(plan: Plan, run_dir: Path, record: dict[str, Any], session: Sessio
     def on_epoch(row: dict[str, float]) -> None:
         session.log_epoch(row)
         record["history"].append(row)
+        clock.tick()
         write_record(run_dir, record)
 
-    with _timed(clock, "train"):
+    with clock.timed("train"):
         result = train(
             model, mask, data, plan.training,
             seed=seed, checkpoint=checkpoint, on_epoch=on_epoch,
@@ -168,30 +188,46 @@ def _pipeline(plan: Plan, run_dir: Path, record: dict[str, Any], session: Sessio
     write_bytes_atomically(run_dir / MODEL_FILE, save(weights))
 
 
+def _stored_mask(run_dir: Path, record: Mapping[str, Any]) -> Mask:
+    """Return the mask that the interrupted run trained with."""
+    try:
+        mask = load_mask(run_dir / MASK_FILE)
+    except (OSError, SafetensorError) as error:
+        problem = f"cannot be read: {error}"
+    else:
+        if mask_sha256(mask) == record["mask"]["sha256"]:
+            return mask
+        problem = "is not the mask of the record"
+    raise RunError(
+        f"{run_dir / MASK_FILE} {problem}; remove {CHECKPOINT_FILE} beside it to start over"
+    )
+
+
 def _find_mask(
-    plan: Plan, model: nn.Module, batches: Batches, clock: dict[str, float], session: Session
+    plan: Plan, model: nn.Module, batches: Batches, clock: "_Clock", session: Session
 ) -> Mask:
     config = plan.config
     whole = config["include_classifier"]
     if plan.scorer.keeps_everything:
-        clock |= {"score": 0.0, "mask": 0.0}
+        clock.seconds |= {"score": 0.0, "mask": 0.0}
         return dense_mask(prunable_parameters(model, include_classifier=whole))
     scores: dict[str, Tensor] = {}
-    spent: dict[str, float] = {"score": 0.0}
+    spent = _Clock({"score": 0.0})
 
     def scorer(*arguments: Any, **options: Any) -> dict[str, Tensor]:
-        with _timed(spent, "score"):
+        with spent.timed("score"):
             scores.update(plan.scorer(*arguments, **options))
         return scores
 
     probes = generator(config["seed"], "probes", plan.device)
-    with _timed(spent, "both"):
+    with spent.timed("both"):
         mask = find_mask(
             model, batches, scorer,
             sparsity=config["sparsity"], schedule=plan.schedule, scope=config["scope"],
             generator=probes, include_classifier=whole,
         )  # fmt: skip
-    clock |= {"score": spent["score"], "mask": spent["both"] - spent["score"]}
+    seconds = spent.seconds
+    clock.seconds |= {"score": seconds["score"], "mask": seconds["both"] - seconds["score"]}
     session.log_scores(scores)
     return mask
 
@@ -200,13 +236,28 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-@contextmanager
-def _timed(clock: dict[str, float], key: str) -> Iterator[None]:
-    """Add the seconds spent in the block to ``clock[key]``, once the GPU has caught up."""
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
+class _Clock:
+    """Adds the seconds spent in named blocks to ``seconds``, once the GPU has caught up."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+        self._since: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, key: str) -> Iterator[None]:
+        """Time the block as ``key``."""
+        self._since[key] = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.tick()
+            del self._since[key]
+
+    def tick(self) -> None:
+        """Bring ``seconds`` up to date within the blocks, for a record that may be the last."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        clock[key] = clock.get(key, 0.0) + time.perf_counter() - started
+        now = time.perf_counter()
+        for key, since in self._since.items():
+            self.seconds[key] = self.seconds.get(key, 0.0) + now - since
+            self._since[key] = now

@@ -1,4 +1,10 @@
-"""Checkpoints: written by rename, read without unpickling objects."""
+"""Checkpoints: written by rename, read without unpickling objects.
+
+A new checkpoint is written completely and flushed to disk under a temporary name and then renamed
+over the old one, which the file system does as one action: at every moment there is exactly one
+whole checkpoint, the old or the new. Keeping the old one in addition would only help against a disk
+that damages what it has stored; that is reported, not repaired.
+"""
 
 import io
 from pathlib import Path

@@ -280,6 +280,22 @@ def test_a_loss_that_is_not_finite_fails_and_keeps_the_last_good_checkpoint(tmp_
     assert all(bool(value.isfinite().all()) for value in state["model"].values())
 
 
+def test_a_pruned_weight_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
+    model = plain_net()
+    mask = random_mask(model)
+    position = tuple(torch.nonzero(~mask["1.weight"])[0].tolist())
+
+    def overflow(gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        gradient[position] = float("inf")
+        return gradient
+
+    model.get_parameter("1.weight").register_hook(overflow)
+    with pytest.raises(RunError, match=r"training loss became nan in epoch 1, step 2;"):
+        run(model, tmp_path, settings(2, Sgd(lr=0.05)), mask=mask)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("milestones", [[1], [1, 2], [3]])
 def test_the_learning_rate_drops_when_a_milestone_epoch_begins(
     milestones: list[int], tmp_path: Path
