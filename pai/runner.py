@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pai.data.bundle import Batches
 from pai.environment import describe_environment, peak_memory_gib
 from pai.errors import ConfigError, RunError
+from pai.flops import forward_cost
 from pai.masking.mask import (
     apply_mask,
     dense_mask,
@@ -127,6 +128,7 @@ def _begin(plan: Plan, labels: RunLabels, earlier: dict[str, Any] | None) -> dic
         "data": {},
         "warmup": earlier.get("warmup"),
         "mask": earlier.get("mask"),
+        "cost": earlier.get("cost"),
         "metrics": {},
         "history": [],
         "timing_s": earlier.get("timing_s", {}),
@@ -163,7 +165,9 @@ def _pipeline(
         _log.info("scoring and masking on %s", plan.device)
         mask = _find_mask(plan, model, batches, clock, session)
         apply_mask(model, mask)
-        record["mask"] = mask_report(model, mask, next(iter(batches))[0])
+        inputs, _ = next(iter(batches))
+        record["mask"] = mask_report(model, mask, inputs)
+        record["cost"] = asdict(forward_cost(model, mask, inputs))
         save_mask(mask, run_dir / MASK_FILE)
         write_record(run_dir, record)
     if record["mask"]["collapsed_layers"]:

@@ -18,7 +18,7 @@ TREES = {name: ast.parse(path.read_text()) for name, path in zip(NAMES, FILES, s
 LAYERS = (
     {"errors", "naming", "paths", "records", "seeding", "environment", "models", "saliency",
      "prunable", "state", "objective", "warmup", "tracking"},
-    {"components", "data", "curvature", "reports"},
+    {"components", "data", "curvature", "reports", "flops"},
     {"schema", "library", "scorers", "masking", "training"},
     {"compose", "plan"},
     {"runner"},

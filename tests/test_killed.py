@@ -49,7 +49,7 @@ def assert_same_end(run_dir: Path, undisturbed: Path) -> None:
     for name in ("mask.safetensors", "model.safetensors"):
         assert (run_dir / name).read_bytes() == (undisturbed / name).read_bytes()
     ours, theirs = record_in(run_dir), record_in(undisturbed)
-    for key in ("status", "error", "metrics", "mask", "warmup", "data", "config"):
+    for key in ("status", "error", "metrics", "mask", "cost", "warmup", "data", "config"):
         assert ours[key] == theirs[key], key
     assert untimed(ours["history"]) == untimed(theirs["history"])
     assert {path.name for path in run_dir.iterdir()} == {

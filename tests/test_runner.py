@@ -98,6 +98,23 @@ def test_the_mask_counts_are_those_of_the_mask_file(run_dir: Path, record: dict[
     ]  # fmt: skip
 
 
+def test_the_cost_is_that_of_the_masked_network(record: dict[str, Any]) -> None:
+    cost, mask = record["cost"], record["mask"]
+    assert cost["parameters_dense"] == EVERYTHING
+    assert cost["parameters_kept"] == EVERYTHING - PRUNABLE + mask["kept"]
+    sides = {"conv1": 8, "stages.0": 8, "stages.1": 4, "stages.2": 2}  # of the output
+    flops = {
+        layer["name"]: 2 * layer["total"] * side**2
+        for layer in mask["layers"]
+        for start, side in sides.items()
+        if layer["name"].startswith(start)
+    }
+    classifier = 2 * 16 * 10
+    assert cost["forward_flops_dense"] == sum(flops.values()) + classifier
+    kept = sum(flops[layer["name"]] * layer["density"] for layer in mask["layers"])
+    assert cost["forward_flops_masked"] == round(kept + classifier)
+
+
 def test_the_hash_is_that_of_the_bits(run_dir: Path, record: dict[str, Any]) -> None:
     digest = hashlib.sha256()
     for name, keep in sorted(masks(run_dir).items()):

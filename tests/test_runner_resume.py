@@ -79,7 +79,7 @@ def assert_same_result(run_dir: Path, whole: Path) -> None:
     for name in ("mask.safetensors", "model.safetensors"):
         assert (run_dir / name).read_bytes() == (whole / "run" / name).read_bytes()
     ours, theirs = record_in(run_dir), record_in(whole / "run")
-    for key in ("status", "error", "metrics", "mask", "warmup", "data", "config"):
+    for key in ("status", "error", "metrics", "mask", "cost", "warmup", "data", "config"):
         assert ours[key] == theirs[key], key
     assert untimed(ours["history"]) == untimed(theirs["history"])
     assert set(ours["timing_s"]) == set(theirs["timing_s"])
