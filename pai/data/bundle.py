@@ -65,6 +65,9 @@ class Batches:
     Iterating again gives the same batches, unless they are augmented: then with new draws.
     ``order`` lists the positions to visit. With ``for_batchnorm`` a trailing batch of a single
     image is left out when there are others: statistics of one image do not exist.
+
+    Of ``world_size`` processes each takes its share of every batch, consecutive images, equal to
+    within one. A trailing batch too small for all of them joins the one before.
     """
 
     split: Split
@@ -75,21 +78,32 @@ class Batches:
     augment: RandomCropFlip | None = None
     augment_generator: torch.Generator | None = None
     for_batchnorm: bool = False
+    rank: int = 0
+    world_size: int = 1
 
-    def _starts(self) -> range:
+    def _bounds(self) -> list[tuple[int, int]]:
         total = len(self.order)
         lonely = self.for_batchnorm and total % self.batch_size == 1 and total > 1
-        return range(0, total - 1 if lonely else total, self.batch_size)
+        starts = list(range(0, total - 1 if lonely else total, self.batch_size))
+        stops = [min(start + self.batch_size, total) for start in starts]
+        enough = self.world_size * (2 if self.for_batchnorm else 1)
+        if self.world_size > 1 and len(starts) > 1 and stops[-1] - starts[-1] < enough:
+            starts.pop()
+            stops[-2:] = stops[-1:]
+        return list(zip(starts, stops, strict=True))
 
     def __len__(self) -> int:
-        return len(self._starts())
+        return len(self._bounds())
 
     def __iter__(self) -> Iterator[Batch]:
         device = self.split.images.device
         scale = (1 / (255 * self.std)).to(device).view(1, -1, 1, 1)
         shift = (self.mean / self.std).to(device).view(1, -1, 1, 1)
-        for start in self._starts():
-            index = self.order[start : start + self.batch_size].to(device)
+        for start, stop in self._bounds():
+            own = [
+                start + (stop - start) * k // self.world_size for k in (self.rank, self.rank + 1)
+            ]
+            index = self.order[own[0] : own[1]].to(device)
             images = self.split.images[index]
             if self.augment is not None:
                 images = self.augment(images, self.augment_generator)
@@ -135,16 +149,23 @@ class DataBundle:
         train, val, test = (split.to(device) for split in (self.train, self.val, self.test))
         return replace(self, train=train, val=val, test=test)
 
-    def batches(self, split: Split, batch_size: int) -> Batches:
+    def batches(
+        self, split: Split, batch_size: int, *, rank: int = 0, world_size: int = 1
+    ) -> Batches:
         """Return ``split`` in its stored order, not augmented."""
-        return Batches(split, self.mean, self.std, batch_size, torch.arange(len(split)))
+        return Batches(
+            split, self.mean, self.std, batch_size, torch.arange(len(split)),
+            rank=rank, world_size=world_size,
+        )  # fmt: skip
 
     def warmup_batches(self, batch_size: int, seed: int) -> Batches:
         """Return the train part in one seeded random order, not augmented."""
         order = torch.randperm(len(self.train), generator=generator(seed, "warmup_order"))
         return Batches(self.train, self.mean, self.std, batch_size, order, for_batchnorm=True)
 
-    def training_batches(self, batch_size: int, seed: int, epoch: int) -> Batches:
+    def training_batches(
+        self, batch_size: int, seed: int, epoch: int, *, rank: int = 0, world_size: int = 1
+    ) -> Batches:
         """Return the train part for one epoch: its own order and its own augmentation stream."""
         order = torch.randperm(len(self.train), generator=generator(seed, f"order/{epoch}"))
         stream = generator(seed, f"augmentation/{epoch}")
@@ -157,6 +178,8 @@ class DataBundle:
             self.augment,
             stream,
             for_batchnorm=True,
+            rank=rank,
+            world_size=world_size,
         )
 
     def scoring_batches(self, samples_per_class: int, batch_size: int, seed: int) -> Batches:
