@@ -20,8 +20,8 @@ def summarise(record: Mapping[str, Any], run_dir: Path) -> str:
     )
     cost = record["cost"]
     lines.append(
-        f"cost       {cost['forward_flops_masked'] / 1e6:,.1f} of "
-        f"{cost['forward_flops_dense'] / 1e6:,.1f} MFLOPs per image and forward pass, if zeros "
+        f"cost       {cost['forward_flops_masked'] / 1e6:,.2f} of "
+        f"{cost['forward_flops_dense'] / 1e6:,.2f} MFLOPs per image and forward pass, if zeros "
         f"cost nothing"
     )
     if mask["effective_sparsity"] is not None:

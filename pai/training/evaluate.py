@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pai.distributed import sum_over_processes
+
 Predict = Callable[[nn.Module, Tensor], Tensor]
 
 
@@ -34,7 +36,8 @@ def evaluate(
 
     Args:
         model: left in eval mode, otherwise unchanged.
-        batches: of ``(inputs, targets)`` on the model's device.
+        batches: of ``(inputs, targets)`` on the model's device; with several processes, the share
+            of this one.
         predict: how the model is run (:meth:`pai.training.options.Training.run`).
     """
     model.eval()
@@ -45,5 +48,7 @@ def evaluate(
         hits = (logits.argmax(1) == targets).sum()
         sums.append(torch.stack((loss.float(), hits.float())))
         samples += len(targets)
-    loss_sum, correct = torch.stack(sums).cpu().double().sum(0).tolist()
-    return Evaluation(loss_sum / samples, correct / samples)
+    total = torch.stack(sums).cpu().double().sum(0)
+    loss_sum, correct = sum_over_processes(total).tolist()
+    everything = int(sum_over_processes(torch.tensor(samples)))
+    return Evaluation(loss_sum / everything, correct / everything)

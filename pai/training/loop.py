@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pai.data.bundle import Batches, DataBundle, Split
+from pai.distributed import broadcast_object, broadcast_tensors, is_main, rank, world_size
 from pai.seeding import global_seed
 from pai.training.checkpoint import load_checkpoint, save_checkpoint
 from pai.training.evaluate import Evaluation, evaluate
@@ -29,7 +30,7 @@ def train(
     options: Training,
     *,
     seed: int,
-    checkpoint: Path,
+    checkpoint: Path | None,
     on_epoch: EpochFn,
 ) -> dict[str, Any]:
     """Train ``model`` in place, pruned weights exactly zero throughout; resume if possible.
@@ -38,6 +39,9 @@ def train(
     it and ends as if it had never stopped. The validation part selects the best epoch; the test
     part is evaluated once, at the end: for the last and for the best epoch.
 
+    With several processes all call this with the same arguments, except that only the main one has
+    a ``checkpoint``; all return the same.
+
     Returns:
         ``{"history": [one dict per epoch], "metrics": {...}}`` as in the record.
 
@@ -45,26 +49,29 @@ def train(
         RunError: the training or validation loss is NaN or infinite.
     """
     step = MaskedStep(model, mask, options)
-    state = load_checkpoint(checkpoint, next(model.parameters()).device)
-    state = state or _first_state(model, step.optimizer)
+    stored = broadcast_object(load_checkpoint(checkpoint) if checkpoint is not None else None)
+    state = stored or _first_state(model, step.optimizer)
     model.load_state_dict(state["model"])
     step.optimizer.load_state_dict(state["optimizer"])
     for row in state["history"]:
         on_epoch(row)
-    steps = len(data.training_batches(options.batch_size, seed, 0))
+    shares = {"rank": rank(), "world_size": world_size()}
+    steps = len(data.training_batches(options.batch_size, seed, 0, **shares))
     bar = tqdm(
         total=options.epochs * steps, initial=state["epoch"] * steps,
-        desc="training", unit="batch", disable=None,
+        desc="training", unit="batch", disable=None if is_main() else True,
     )  # fmt: skip
     for epoch in range(state["epoch"], options.epochs):
-        batches = data.training_batches(options.batch_size, seed, epoch)
-        with global_seed(seed, f"training/{epoch}"):
+        batches = data.training_batches(options.batch_size, seed, epoch, **shares)
+        with global_seed(seed, f"training/{epoch}" + (f"/{rank()}" if rank() else "")):
             row = _train_epoch(model, step, batches, options, seed, bar, epoch)
+        broadcast_tensors(model.buffers())  # BatchNorm's own statistics differ between processes
         val = _evaluate(model, data, data.val, options)
         check_finite("validation", val.loss, f"epoch {epoch + 1}")
         row |= {"val_loss": val.loss, "val_accuracy": val.accuracy}
         state = _next_state(state, model, step.optimizer, row)
-        save_checkpoint(checkpoint, state)
+        if checkpoint is not None:
+            save_checkpoint(checkpoint, state)
         on_epoch(row)
         bar.set_postfix_str(f"epoch {epoch + 1}/{options.epochs}, validation {val.accuracy:.2%}")
     bar.close()
@@ -118,7 +125,9 @@ def _train_epoch(
 
 
 def _evaluate(model: nn.Module, data: DataBundle, part: Split, options: Training) -> Evaluation:
-    return evaluate(model, data.batches(part, options.evaluation_batch_size), options.run)
+    size = options.evaluation_batch_size
+    batches = data.batches(part, size, rank=rank(), world_size=world_size())
+    return evaluate(model, batches, options.run)
 
 
 def _final_metrics(

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from pai.distributed import sum_over_processes
 from pai.errors import RunError
 
 CHECK_EVERY = 50
@@ -15,7 +16,8 @@ class Meter:
     """Sums the loss and the correct predictions of an epoch's steps.
 
     The numbers stay on the device and are fetched every :data:`CHECK_EVERY` steps; until then a
-    GPU is never waited for.
+    GPU is never waited for. With several processes they are summed over all, so that all find a
+    bad loss at the same step.
     """
 
     def __init__(self, epoch: int) -> None:
@@ -42,14 +44,16 @@ class Meter:
     def _fetch(self) -> None:
         if not self._waiting:
             return
-        losses = torch.stack([loss for loss, _, _ in self._waiting]).tolist()
-        correct = torch.stack([right for _, right, _ in self._waiting]).tolist()
-        for loss, right, (_, _, samples) in zip(losses, correct, self._waiting, strict=True):
+        losses, correct, samples = zip(*self._waiting, strict=True)
+        counts = torch.tensor(samples, dtype=torch.float64)
+        sums = torch.stack((torch.stack(losses).cpu() * counts, torch.stack(correct).cpu(), counts))
+        for loss_sum, right, count in sum_over_processes(sums).T.tolist():
             self._steps += 1
-            check_finite("training", loss, f"epoch {self._epoch + 1}, step {self._steps}")
-            self._loss_sum += loss * samples
+            mean = loss_sum / count
+            check_finite("training", mean, f"epoch {self._epoch + 1}, step {self._steps}")
+            self._loss_sum += loss_sum
             self._correct += right
-            self.samples += samples
+            self.samples += int(count)
         self._waiting.clear()
 
 

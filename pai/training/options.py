@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pai.distributed import launched
 from pai.errors import ConfigError
 from pai.training.lr_schedules import LRSchedule
 from pai.training.optimizers import OptimizerBuilder
@@ -38,6 +39,10 @@ class Training:
         compile: run training steps through ``torch.compile``; the first step of each batch size
             takes a minute, the others are faster. Evaluation is not compiled.
         evaluation_batch_size: images at once in evaluation.
+        sync_batchnorm: with several processes, BatchNorm uses the statistics of the whole batch
+            instead of each process's share; on GPUs only.
+
+    With several processes (``torchrun``) both batch sizes count the images of all of them.
     """
 
     epochs: int
@@ -51,6 +56,7 @@ class Training:
     channels_last: bool = True
     compile: bool = False
     evaluation_batch_size: int = 512
+    sync_batchnorm: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.optimizer, OptimizerBuilder):
@@ -82,6 +88,20 @@ class Training:
                 f"training.compile: needs a C++ compiler, and {compiler!r} is not there; install "
                 f"one, name it in the environment variable CXX, or set training.compile=false"
             )
+        if self.sync_batchnorm and device.type != "cuda":
+            raise ConfigError(
+                f"training.sync_batchnorm: torch synchronises BatchNorm on CUDA devices only, not "
+                f"on {device.type}; set it to false"
+            )
+        for name, size, least in (
+            ("batch_size", self.batch_size, 2 * launched()),
+            ("evaluation_batch_size", self.evaluation_batch_size, launched()),
+        ):
+            if size < least:
+                raise ConfigError(
+                    f"training.{name}: {size} images cannot be shared by {launched()} processes; "
+                    f"use {least} or more"
+                )
 
     def run(self, network: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
         """Return the float32 logits of images ``[B, C, H, W]`` in this layout and precision."""

@@ -64,7 +64,7 @@ def test_the_summary_gives_exact_counts_and_what_was_asked() -> None:
 
 def test_the_cost_is_in_million_operations() -> None:
     found = line(summarise(record(), FOLDER), "cost")
-    assert "123.5 of 1,112.0 MFLOPs" in found
+    assert "123.46 of 1,112.00 MFLOPs" in found
 
 
 def test_accuracies_are_percentages_of_the_last_and_the_best_epoch() -> None:

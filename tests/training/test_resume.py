@@ -83,7 +83,7 @@ def test_an_interrupted_run_ends_as_if_it_had_never_stopped(
     undisturbed = convnet()
     expected, _ = run(undisturbed, whole, options)
     interrupt(convnet(), part, options, epoch)
-    state = load_checkpoint(part / "checkpoint.pt", torch.device("cpu"))
+    state = load_checkpoint(part / "checkpoint.pt")
     assert state is not None and state["epoch"] == epoch
     assert untimed(state["history"]) == untimed(expected["history"][:epoch])
     torch.manual_seed(99)
@@ -143,7 +143,7 @@ def test_the_checkpoint_on_disk_has_exact_zeros_too(tmp_path: Path) -> None:
     mask = random_mask(model)
     data: DataBundle = digits()
     run(model, tmp_path, settings(2), mask=mask, data=data)
-    state = load_checkpoint(tmp_path / "checkpoint.pt", torch.device("cpu"))
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
     assert state is not None
     for weights in (state["model"], state["best"]["model"]):
         for name, keep in mask.items():
