@@ -118,7 +118,8 @@ def _checked_jobs(arguments: argparse.Namespace) -> list[tuple[Path, Path]]:
     jobs = compose_jobs(arguments)
     for job in jobs:
         prepare(job.config)
-        check_run_directory(job.run_dir, job.config)
+        if is_main():
+            check_run_directory(job.run_dir, job.config)
     return [(job.run_dir, job.sweep_dir) for job in jobs]
 
 
