@@ -7,10 +7,12 @@ import argparse
 import datetime
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pai.distributed import broadcast_object, is_main, launched, process_group, rank
 from pai.errors import ConfigError, RunError
 from pai.paths import config_folder
 
@@ -31,19 +33,34 @@ def main() -> None:
     # a machine with other work slows a small network many times over.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     register_resolvers()
+    with process_group():
+        sys.exit(_command(sys.argv[1:]))
+
+
+def _command(argv: list[str]) -> int:
+    """Run the command line as the main process or as one that helps it; return the exit code."""
     try:
-        arguments = _parse(sys.argv[1:])
+        arguments = _parse(argv)
         if _only_information(arguments):
-            _answer(arguments)
-            sys.exit(0)
+            if is_main():
+                _answer(arguments)
+            return 0
         jobs = _checked_jobs(arguments)
     except ConfigError as error:
-        print(f"config error: {_one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        if is_main():
+            print(f"config error: {_one_line(error)}", file=sys.stderr)
+        return 2
     except RunError as error:  # a damaged file seen while checking; nothing has started
         print(f"run error: {_one_line(error)}", file=sys.stderr)
-        sys.exit(1)
-    sys.exit(_sweep(jobs) if arguments.multirun else _single(jobs[0]))
+        return 1
+    if not is_main():
+        return _help()
+    if launched() > 1:  # torchrun would end this process before it can say how the run failed
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    code = _sweep(jobs) if arguments.multirun else _single(jobs[0])
+    if code == 0:
+        broadcast_object(None)
+    return code
 
 
 def register_resolvers() -> None:
@@ -101,7 +118,8 @@ def _checked_jobs(arguments: argparse.Namespace) -> list[tuple[Path, Path]]:
     jobs = compose_jobs(arguments)
     for job in jobs:
         prepare(job.config)
-        check_run_directory(job.run_dir, job.config)
+        if is_main():
+            check_run_directory(job.run_dir, job.config)
     return [(job.run_dir, job.sweep_dir) for job in jobs]
 
 
@@ -127,9 +145,13 @@ def _job(config: "DictConfig") -> float | None:
     multirun = hydra.mode == RunMode.MULTIRUN
     resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     try:
-        record = run(prepare(resolved), run_dir, _labels(hydra, multirun=multirun))
+        plan = prepare(resolved)
+        broadcast_object(resolved)
+        record = run(plan, run_dir, _labels(hydra, multirun=multirun))
     except (Exception, KeyboardInterrupt) as error:
         _log.debug("the run failed", exc_info=True)  # to the log file
+        if multirun and launched() > 1:  # the other processes are in an unknown state
+            raise SystemExit(1) from error
         if multirun:
             raise
         _failure.append(error)
@@ -137,6 +159,22 @@ def _job(config: "DictConfig") -> float | None:
     print(one_line(record, run_dir) if multirun else summarise(record, run_dir))
     accuracy: float = record["metrics"]["best_val_accuracy"]
     return accuracy
+
+
+def _help() -> int:
+    """Take part in the runs of the main process until there are no more; return the exit code."""
+    from pai.plan import prepare
+    from pai.runner import follow
+
+    logging.captureWarnings(True)
+    logging.getLogger().addHandler(logging.NullHandler())
+    try:
+        while (config := broadcast_object(None)) is not None:
+            follow(prepare(config))
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  (printed; the run ends)
+        print(f"run error: process {rank()}: {_one_line(error)}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _labels(hydra: Any, *, multirun: bool) -> "RunLabels":
@@ -180,6 +218,8 @@ def _sweep(jobs: list[tuple[Path, Path]]) -> int:
         _log.debug("a job failed: %s", error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
+    except SystemExit as error:
+        _log.debug("the sweep ends: %s", error)
     table, failed = sweep_table([run_dir for run_dir, _ in jobs])
     print(table)
     if failed:

@@ -12,6 +12,7 @@ from torch import nn
 
 from pai.components import build
 from pai.data.bundle import Dataset, DataSpec
+from pai.distributed import launched, local_rank
 from pai.errors import ConfigError, first_line
 from pai.masking.schedule import Schedule
 from pai.prunable import classifier, prunable_parameters
@@ -59,6 +60,8 @@ def prepare(config: Mapping[str, Any]) -> Plan:
             raise ConfigError(
                 f"{group}._target_: {config[group]['_target_']!r} does not make a {kind.__name__}"
             )
+    device = resolve_device(config["device"])
+    parts["training"].check(device)
     spec = parts["dataset"].check()
     wanted = config["scoring"]["samples_per_class"]
     if wanted > spec.smallest_class:
@@ -77,7 +80,7 @@ def prepare(config: Mapping[str, Any]) -> Plan:
         schedule=parts["schedule"],
         training=parts["training"],
         tracker=parts["logger"],
-        device=resolve_device(config["device"]),
+        device=device,
     )
 
 
@@ -113,11 +116,20 @@ def _model_builder(node: Mapping[str, Any], spec: DataSpec) -> Callable[[], nn.M
 def resolve_device(name: str) -> torch.device:
     """Return the device; ``auto`` is CUDA if there is one, else the CPU.
 
+    Of several processes (``torchrun``) each gets the GPU of its number on its machine.
+
     Raises:
-        ConfigError: the device is not there.
+        ConfigError: the device is not there, or not for several processes.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if launched() > 1:
+        if name not in ("cpu", "cuda"):
+            raise ConfigError(
+                f"device: {launched()} processes cannot share {name!r}; use auto, cuda or cpu"
+            )
+        if name == "cuda":
+            name = f"cuda:{local_rank()}"
     device = torch.device(name)
     there = {
         "cpu": 1,

@@ -24,6 +24,12 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def remove_partial_writes(folder: Path) -> None:
+    """Remove what :func:`write_bytes_atomically` leaves in ``folder`` if its process is killed."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def write_record(run_dir: Path, record: dict[str, Any]) -> None:
     """Write ``record`` as ``run_dir/record.json``; non-finite numbers become ``null``."""
     text = json.dumps(_finite(record), indent=2, allow_nan=False) + "\n"

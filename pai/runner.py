@@ -1,36 +1,32 @@
 """The whole pipeline: data, model, BatchNorm warmup, scores, mask, training, record."""
 
 import datetime
-import logging
 import os
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
+from pai.clock import Clock
 from pai.data.bundle import Batches
+from pai.distributed import broadcast_object, world_size
 from pai.environment import describe_environment, peak_memory_gib
 from pai.errors import ConfigError
-from pai.masking.mask import apply_mask, dense_mask, load_mask, mask_report, save_mask
+from pai.masking.mask import apply_mask, dense_mask
 from pai.masking.schedule import find_mask
 from pai.masking.select import Mask
 from pai.memory import memory_budget
+from pai.output import CHECKPOINT_FILE, NoOutput, Output
+from pai.parallel import processes
 from pai.plan import Plan
 from pai.prunable import prunable_parameters
-from pai.records import read_record, write_bytes_atomically, write_record
+from pai.records import read_record, remove_partial_writes, write_record
 from pai.scorers.memo import remembering
 from pai.seeding import generator, global_seed
-from pai.tracking.base import RunLabels, Session
+from pai.tracking.base import RunLabels
 from pai.training.loop import train
-
-MASK_FILE, MODEL_FILE, CHECKPOINT_FILE = "mask.safetensors", "model.safetensors", "checkpoint.pt"
-_log = logging.getLogger("pai")
 
 
 def run(plan: Plan, run_dir: Path, labels: RunLabels) -> dict[str, Any]:
@@ -47,15 +43,23 @@ def run(plan: Plan, run_dir: Path, labels: RunLabels) -> dict[str, Any]:
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     earlier = check_run_directory(run_dir, plan.config)
-    if earlier is not None and earlier["status"] == "completed":
-        return earlier
-    resumable = (run_dir / CHECKPOINT_FILE).exists()
-    record = _begin(plan, labels, earlier if resumable else None)
+    if earlier is not None:
+        remove_partial_writes(run_dir)
+        if earlier["status"] == "completed":
+            (run_dir / CHECKPOINT_FILE).unlink(missing_ok=True)
+            broadcast_object(None)  # for `follow`
+            return earlier
+    checkpoint = run_dir / CHECKPOINT_FILE
+    if earlier is None or earlier["mask"] is None:  # nothing says what a checkpoint here is from
+        checkpoint.unlink(missing_ok=True)
+    record = _begin(plan, labels, earlier if checkpoint.exists() else None)
     write_record(run_dir, record)
+    clock = Clock(record["timing_s"])
     try:
         with plan.tracker.session(plan.config, labels, run_dir) as session:
-            with _timed(record["timing_s"], "total"):
-                _pipeline(plan, run_dir, record, session)
+            with clock.timed("total"):
+                output = Output(run_dir, record, clock, session)
+                _pipeline(plan, broadcast_object(record), clock, output)
             record["peak_memory_gib"] = peak_memory_gib(plan.device)
             session.log_result(record)
     except BaseException as error:
@@ -66,8 +70,15 @@ def run(plan: Plan, run_dir: Path, labels: RunLabels) -> dict[str, Any]:
         raise
     record |= {"status": "completed", "ended_at": _now()}
     write_record(run_dir, record)
-    (run_dir / CHECKPOINT_FILE).unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
     return record
+
+
+def follow(plan: Plan) -> None:
+    """Take part in the run of ``plan`` that the main process does, writing nothing."""
+    record = broadcast_object(None)
+    if record is not None:
+        _pipeline(plan, record, Clock({}), NoOutput())
 
 
 def check_run_directory(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -113,71 +124,60 @@ def _begin(plan: Plan, labels: RunLabels, earlier: dict[str, Any] | None) -> dic
         "warmup": earlier.get("warmup"),
         "scoring": earlier.get("scoring"),
         "mask": earlier.get("mask"),
+        "cost": earlier.get("cost"),
         "metrics": {},
         "history": [],
         "timing_s": earlier.get("timing_s", {}),
         "peak_memory_gib": None,
-        "environment": describe_environment(plan.device),
+        "environment": describe_environment(plan.device) | {"processes": world_size()},
     }
 
 
-def _pipeline(plan: Plan, run_dir: Path, record: dict[str, Any], session: Session) -> None:
-    config, clock = plan.config, record["timing_s"]
+def _pipeline(plan: Plan, record: dict[str, Any], clock: Clock, output: Output) -> None:
+    config = plan.config
     seed, scoring = config["seed"], config["scoring"]
 
-    with _timed(clock, "data"):
+    with clock.timed("data"):
         data = plan.dataset.load().to(plan.device)
         batches = data.scoring_batches(scoring["samples_per_class"], scoring["batch_size"], seed)
         record["data"] = {part: len(getattr(data, part)) for part in ("train", "val", "test")}
         record["data"]["scoring"] = len(batches.order)
-    _log.info("data: %s", ", ".join(f"{n:,} {part}" for part, n in record["data"].items()))
+    output.say("data: %s", ", ".join(f"{n:,} {part}" for part, n in record["data"].items()))
     with global_seed(seed, "initialization"):
         model = plan.build_model().to(plan.device)
 
-    checkpoint = run_dir / CHECKPOINT_FILE
     if record["mask"] is not None:  # carried over from an interrupted run
-        mask = load_mask(run_dir / MASK_FILE)
-        _log.info("continuing from %s", checkpoint)
+        mask = output.stored_mask()
     else:
-        checkpoint.unlink(missing_ok=True)  # without its record nothing says what it is from
-        with _timed(clock, "warmup"):
+        with clock.timed("warmup"):
             warm = plan.warmup(model, data.warmup_batches(scoring["warmup_batch_size"], seed))
         record["warmup"] = asdict(warm)
-        _log.info("%s", warm)
-        _log.info("scoring and masking on %s", plan.device)
+        output.say("%s", warm)
+        output.say("scoring and masking on %s", plan.device)
         with memory_budget(scoring["memory_gib"]):
-            record["scoring"] = _describe_scores(plan, model, batches)
-            mask = _find_mask(plan, model, batches, record, session)
+            record["scoring"] = _describe_scores(plan, model, batches, output)
+            mask = _find_mask(plan, model, batches, record, clock, output)
         apply_mask(model, mask)
-        record["mask"] = mask_report(model, mask, next(iter(batches))[0])
-        save_mask(mask, run_dir / MASK_FILE)
-        write_record(run_dir, record)
-    if record["mask"]["collapsed_layers"]:
-        _log.warning(
-            "LAYER COLLAPSE: no weight left in %s", ", ".join(record["mask"]["collapsed_layers"])
-        )
-    session.log_mask(record["mask"], run_dir / MASK_FILE)
+        with clock.timed("report"):
+            output.new_mask(model, mask, next(iter(batches))[0])
+    mask = broadcast_object(mask)
+    output.show_mask()
 
-    def on_epoch(row: dict[str, float]) -> None:
-        session.log_epoch(row)
-        record["history"].append(row)
-        write_record(run_dir, record)
-
-    with _timed(clock, "train"):
-        result = train(
+    with clock.timed("train"):
+        record |= train(
             model, mask, data, plan.training,
-            seed=seed, checkpoint=checkpoint, on_epoch=on_epoch,
+            seed=seed, checkpoint=output.checkpoint, on_epoch=output.epoch,
         )  # fmt: skip
-    record |= result
-    weights = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
-    write_bytes_atomically(run_dir / MODEL_FILE, save(weights))
+    output.model(model)
 
 
-def _describe_scores(plan: Plan, model: nn.Module, batches: Batches) -> dict[str, Any]:
+def _describe_scores(
+    plan: Plan, model: nn.Module, batches: Batches, output: Output
+) -> dict[str, Any]:
     parameters = prunable_parameters(model, include_classifier=plan.config["include_classifier"])
     told = plan.scorer.describe(model, batches, parameters)
     if told.get("curved"):
-        _log.info(
+        output.say(
             "the curvature is the Gauss-Newton diagonal, not the Hessian's: the network has second "
             "derivatives in %d of %d weight tensors", len(told["curved"]), len(parameters),
         )  # fmt: skip
@@ -185,55 +185,50 @@ def _describe_scores(plan: Plan, model: nn.Module, batches: Batches) -> dict[str
 
 
 def _find_mask(
-    plan: Plan, model: nn.Module, batches: Batches, record: dict[str, Any], session: Session
+    plan: Plan,
+    model: nn.Module,
+    batches: Batches,
+    record: dict[str, Any],
+    clock: Clock,
+    output: Output,
 ) -> Mask:
-    config, clock = plan.config, record["timing_s"]
+    config = plan.config
     whole = config["include_classifier"]
     if plan.scorer.keeps_everything:
-        clock |= {"score": 0.0, "mask": 0.0}
+        clock.seconds |= {"score": 0.0, "mask": 0.0}
         return dense_mask(prunable_parameters(model, include_classifier=whole))
     scores: dict[str, Tensor] = {}
-    spent: dict[str, float] = {"score": 0.0}
+    spent = Clock({"score": 0.0})
 
     def scorer(*arguments: Any, **options: Any) -> dict[str, Tensor]:
-        with _timed(spent, "score"):
+        with spent.timed("score"):
             scores.update(plan.scorer(*arguments, **options))
         return scores
 
     probes = generator(config["seed"], "probes", plan.device)
     folder = config["scoring"]["cache_dir"]
-    # later rounds depend on how far earlier ones have moved the random stream
-    one_round = len(plan.schedule.sparsities(config["sparsity"])) == 1
+    # later rounds depend on how far earlier ones have moved the random stream; of several
+    # processes one could wait for the other
+    alone = len(plan.schedule.sparsities(config["sparsity"])) == processes() == 1
     with (
         remembering(
-            Path(folder).expanduser() if folder and one_round else None, model, batches, probes,
+            Path(folder).expanduser() if folder and alone else None, model, batches, probes,
             about={"model": config["model"], "spec": asdict(plan.spec)},
         ) as memo,
-        _timed(spent, "both"),
+        spent.timed("both"),
     ):  # fmt: skip
         mask = find_mask(
             model, batches, scorer,
             sparsity=config["sparsity"], schedule=plan.schedule, scope=config["scope"],
             generator=probes, include_classifier=whole,
         )  # fmt: skip
-    clock |= {"score": spent["score"], "mask": spent["both"] - spent["score"]}
+    seconds = spent.seconds
+    clock.seconds |= {"score": seconds["score"], "mask": seconds["both"] - seconds["score"]}
     entries = [] if memo is None else memo.entries
     record["scoring"] |= {"cached": any(entry["hit"] for entry in entries), "cache": entries}
-    session.log_scores(scores)
+    output.scores(scores)
     return mask
 
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-@contextmanager
-def _timed(clock: dict[str, float], key: str) -> Iterator[None]:
-    """Add the seconds spent in the block to ``clock[key]``, once the GPU has caught up."""
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        clock[key] = clock.get(key, 0.0) + time.perf_counter() - started

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 import torch
 
+from pai.distributed import launched
+
 
 def derive_seed(seed: int, purpose: str) -> int:
     """Return a 63-bit seed for ``purpose`` (say ``"order/3"``), from SHA-256 of both arguments."""
@@ -24,7 +26,11 @@ def generator(seed: int, purpose: str, device: torch.device | str = "cpu") -> to
 
 @contextmanager
 def global_seed(seed: int, purpose: str) -> Iterator[None]:
-    """Seed torch's global generators inside the block (for ``nn.init``, dropout), restore after."""
-    with torch.random.fork_rng():
+    """Seed torch's global generators inside the block (for ``nn.init``, dropout), restore after.
+
+    One of several processes leaves the GPUs of the others alone.
+    """
+    gpus = [torch.cuda.current_device()] if launched() > 1 and torch.cuda.is_available() else None
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if gpus is None else gpus):
         torch.manual_seed(derive_seed(seed, purpose))
         yield

@@ -16,13 +16,13 @@ NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 TREES = {name: ast.parse(path.read_text()) for name, path in zip(NAMES, FILES, strict=True)}
 # A module or package of pai imports only from lower layers: never upward, never sideways.
 LAYERS = (
-    {"parallel"},
+    {"parallel", "distributed"},
     {"memory"},
     {"errors", "cache", "naming", "paths", "records", "seeding", "environment", "models",
-     "saliency", "prunable", "state", "objective", "warmup", "tracking"},
-    {"components", "data", "curvature", "reports"},
+     "saliency", "prunable", "state", "objective", "warmup", "tracking", "clock"},
+    {"components", "data", "curvature", "reports", "flops"},
     {"schema", "library", "scorers", "masking", "training"},
-    {"compose", "plan"},
+    {"compose", "plan", "output"},
     {"runner"},
     {"cli"},
     {"__init__", "__main__"},

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import CHECKOUT, plan, record_in, tiny_run
+from tiny import CHECKOUT, plan, record_in, tiny_run, untimed
 from torch import Tensor, nn
 
 import pai.training.loop
@@ -98,6 +98,23 @@ def test_the_mask_counts_are_those_of_the_mask_file(run_dir: Path, record: dict[
     ]  # fmt: skip
 
 
+def test_the_cost_is_that_of_the_masked_network(record: dict[str, Any]) -> None:
+    cost, mask = record["cost"], record["mask"]
+    assert cost["parameters_dense"] == EVERYTHING
+    assert cost["parameters_kept"] == EVERYTHING - PRUNABLE + mask["kept"]
+    sides = {"conv1": 8, "stages.0": 8, "stages.1": 4, "stages.2": 2}  # of the output
+    flops = {
+        layer["name"]: 2 * layer["total"] * side**2
+        for layer in mask["layers"]
+        for start, side in sides.items()
+        if layer["name"].startswith(start)
+    }
+    classifier = 2 * 16 * 10
+    assert cost["forward_flops_dense"] == sum(flops.values()) + classifier
+    kept = sum(flops[layer["name"]] * layer["density"] for layer in mask["layers"])
+    assert cost["forward_flops_masked"] == round(kept + classifier)
+
+
 def test_the_hash_is_that_of_the_bits(run_dir: Path, record: dict[str, Any]) -> None:
     digest = hashlib.sha256()
     for name, keep in sorted(masks(run_dir).items()):
@@ -154,7 +171,7 @@ def test_the_best_epoch_is_reported_and_the_last_one_kept(
 
 def test_times_are_seconds_that_add_up(record: dict[str, Any]) -> None:
     clock = record["timing_s"]
-    assert set(clock) >= {"data", "warmup", "score", "mask", "train", "total"}
+    assert set(clock) >= {"data", "warmup", "score", "mask", "report", "train", "total"}
     assert all(seconds >= 0 for seconds in clock.values())
     parts = sum(seconds for key, seconds in clock.items() if key != "total")
     assert 0.5 * clock["total"] < parts <= clock["total"]
@@ -234,8 +251,9 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Pat
     torch.rand(7)
     second = tiny_run(tmp_path / "b", *STOCHASTIC)
     other = tiny_run(tmp_path / "c", *STOCHASTIC, "seed=1")
-    for key in ("metrics", "history", "mask", "data"):
+    for key in ("metrics", "mask", "data"):
         assert first[key] == second[key]
+    assert untimed(first["history"]) == untimed(second["history"])
     models = [(tmp_path / name / "model.safetensors").read_bytes() for name in "abc"]
     assert models[0] == models[1] != models[2]
     assert first["mask"]["sha256"] != other["mask"]["sha256"]

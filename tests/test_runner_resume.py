@@ -1,5 +1,6 @@
 """Runs that fail, are killed, or are started again where a run already is."""
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from tiny import LABELS, plan, record_in, tiny_run
+from safetensors.torch import load_file, save_file
+from tiny import LABELS, plan, record_in, tiny_run, untimed
 
 import pai.runner
 import pai.training.loop
@@ -78,8 +79,9 @@ def assert_same_result(run_dir: Path, whole: Path) -> None:
     for name in ("mask.safetensors", "model.safetensors"):
         assert (run_dir / name).read_bytes() == (whole / "run" / name).read_bytes()
     ours, theirs = record_in(run_dir), record_in(whole / "run")
-    for key in ("status", "error", "metrics", "history", "mask", "warmup", "data", "config"):
+    for key in ("status", "error", "metrics", "mask", "cost", "warmup", "data", "config"):
         assert ours[key] == theirs[key], key
+    assert untimed(ours["history"]) == untimed(theirs["history"])
     assert set(ours["timing_s"]) == set(theirs["timing_s"])
     assert not (run_dir / "checkpoint.pt").exists()
 
@@ -188,6 +190,47 @@ def test_a_damaged_checkpoint_is_named(damage: bytes, whole: Path, tmp_path: Pat
     assert_same_result(run_dir, whole)
 
 
+@pytest.mark.parametrize("damage", ["missing", "truncated", "other"])
+def test_a_mask_that_is_not_the_one_trained_with_is_named(
+    damage: str, whole: Path, tmp_path: Path
+) -> None:
+    run_dir = shutil.copytree(whole / "epoch 2", tmp_path / "run")
+    path = run_dir / "mask.safetensors"
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-10])
+    else:
+        other = {name: ~keep for name, keep in load_file(path).items()}
+        save_file(other, path)
+    with pytest.raises(RunError, match=r"mask\.safetensors .*; remove checkpoint\.pt"):
+        tiny_run(run_dir, *SETTINGS)
+    (run_dir / "checkpoint.pt").unlink()  # as the message says
+    tiny_run(run_dir, *SETTINGS)
+    assert_same_result(run_dir, whole)
+
+
+def test_what_a_killed_process_left_half_written_is_removed(whole: Path, tmp_path: Path) -> None:
+    run_dir = shutil.copytree(whole / "epoch 2", tmp_path / "run")
+    (run_dir / ".checkpoint.pt.abcd.tmp").write_bytes(b"half")
+    tiny_run(run_dir, *SETTINGS)
+    assert_same_result(run_dir, whole)
+    (run_dir / "checkpoint.pt").touch()  # killed after the last record, before the clean-up
+    (run_dir / ".record.json.abcd.tmp").touch()
+    tiny_run(run_dir, *SETTINGS)
+    assert {path.name for path in run_dir.iterdir()} == {
+        "record.json", "mask.safetensors", "model.safetensors",
+    }  # fmt: skip
+
+
+def test_the_time_before_a_kill_is_counted(whole: Path) -> None:
+    moments = [EVENTS[position] for position in (4, 5, 6)]
+    clocks = [record_in(whole / event)["timing_s"] for event in moments]
+    for earlier, later in itertools.pairwise(clocks):
+        assert 0 < earlier["train"] < later["train"]
+        assert 0 < earlier["total"] < later["total"]
+
+
 def test_the_record_is_there_from_the_start(whole: Path) -> None:
     started = record_in(whole / "start")
     assert started["status"] == "running"
@@ -270,5 +313,5 @@ def test_a_checkpoint_without_its_record_is_not_trusted(whole: Path, tmp_path: P
     (run_dir / "record.json").unlink()
     left_over = tiny_run(run_dir, *SETTINGS, "seed=1")
     fresh = tiny_run(tmp_path / "fresh", *SETTINGS, "seed=1")
-    assert left_over["history"] == fresh["history"]
+    assert untimed(left_over["history"]) == untimed(fresh["history"])
     assert left_over["metrics"] == fresh["metrics"]

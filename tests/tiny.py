@@ -76,6 +76,13 @@ def record_in(run_dir: Path) -> dict[str, Any]:
     return record
 
 
+def untimed(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Return the rows of a history without how fast the training was."""
+    return [
+        {key: value for key, value in row.items() if key != "train_images_per_s"} for row in history
+    ]
+
+
 def environment(**variables: str) -> dict[str, str]:
     """Return this process's environment without W&B and Hydra settings, pai importable."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA", "PAI_"))}

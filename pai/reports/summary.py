@@ -18,6 +18,12 @@ def summarise(record: Mapping[str, Any], run_dir: Path) -> str:
         f"weights    {mask['kept']:,} of {mask['prunable']:,} prunable kept ({asked}); "
         f"{mask['all_parameters']:,} parameters in all"
     )
+    cost = record["cost"]
+    lines.append(
+        f"cost       {cost['forward_flops_masked'] / 1e6:,.2f} of "
+        f"{cost['forward_flops_dense'] / 1e6:,.2f} MFLOPs per image and forward pass, if zeros "
+        f"cost nothing"
+    )
     if mask["effective_sparsity"] is not None:
         lines.append(
             f"effective  sparsity {mask['effective_sparsity']:.4f}: weights on no path from input "

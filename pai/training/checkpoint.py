@@ -1,4 +1,10 @@
-"""Checkpoints: written by rename, read without unpickling objects."""
+"""Checkpoints: written by rename, read without unpickling objects.
+
+A new checkpoint is written completely and flushed to disk under a temporary name and then renamed
+over the old one, which the file system does as one action: at every moment there is exactly one
+whole checkpoint, the old or the new. Keeping the old one in addition would only help against a disk
+that damages what it has stored; that is reported, not repaired.
+"""
 
 import io
 from pathlib import Path
@@ -17,8 +23,8 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     write_bytes_atomically(path, buffer.getvalue())
 
 
-def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
-    """Return the state saved at ``path`` or ``None`` if there is none.
+def load_checkpoint(path: Path) -> dict[str, Any] | None:
+    """Return the state saved at ``path``, its tensors on the CPU, or ``None`` if there is none.
 
     Raises:
         RunError: the file is damaged.
@@ -26,7 +32,7 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make torch raise nearly anything
         raise RunError(
             f"cannot read checkpoint {path}: {error}; remove it to start over"

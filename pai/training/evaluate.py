@@ -1,11 +1,15 @@
 """Evaluation: mean loss and accuracy over a split."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from pai.distributed import sum_over_processes
+
+Predict = Callable[[nn.Module, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -16,14 +20,35 @@ class Evaluation:
     accuracy: float
 
 
+def plain_forward(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the logits of ``model`` run as it is."""
+    logits: Tensor = model(inputs)
+    return logits
+
+
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
-    """Evaluate ``model`` in eval mode; every sample counts the same."""
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    predict: Predict = plain_forward,
+) -> Evaluation:
+    """Evaluate ``model`` in eval mode; every sample counts the same.
+
+    Args:
+        model: left in eval mode, otherwise unchanged.
+        batches: of ``(inputs, targets)`` on the model's device; with several processes, the share
+            of this one.
+        predict: how the model is run (:meth:`pai.training.options.Training.run`).
+    """
     model.eval()
-    loss, correct, samples = 0.0, 0, 0
+    sums, samples = [], 0
     for inputs, targets in batches:
-        logits = model(inputs)
-        loss += float(F.cross_entropy(logits, targets, reduction="sum"))
-        correct += int((logits.argmax(1) == targets).sum())
+        logits = predict(model, inputs)
+        loss = F.cross_entropy(logits, targets, reduction="sum")
+        hits = (logits.argmax(1) == targets).sum()
+        sums.append(torch.stack((loss.float(), hits.float())))
         samples += len(targets)
-    return Evaluation(loss / samples, correct / samples)
+    total = torch.stack(sums).cpu().double().sum(0)
+    loss_sum, correct = sum_over_processes(total).tolist()
+    everything = int(sum_over_processes(torch.tensor(samples)))
+    return Evaluation(loss_sum / everything, correct / everything)

@@ -1,6 +1,6 @@
 """The training loop of the masked network."""
 
-import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -8,18 +8,18 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
-from pai.data.bundle import Batches, DataBundle
-from pai.errors import RunError
+from pai.data.bundle import Batches, DataBundle, Split
+from pai.distributed import broadcast_object, broadcast_tensors, is_main, rank, world_size
 from pai.seeding import global_seed
 from pai.training.checkpoint import load_checkpoint, save_checkpoint
 from pai.training.evaluate import Evaluation, evaluate
-from pai.training.masked import PrunedWeights
+from pai.training.meter import Meter, check_finite
+from pai.training.mixup import draw_mixture
 from pai.training.options import Training
+from pai.training.step import MaskedStep
 
-EVALUATION_BATCH_SIZE = 512
 EpochFn = Callable[[dict[str, float]], None]
 
 
@@ -30,7 +30,7 @@ def train(
     options: Training,
     *,
     seed: int,
-    checkpoint: Path,
+    checkpoint: Path | None,
     on_epoch: EpochFn,
 ) -> dict[str, Any]:
     """Train ``model`` in place, pruned weights exactly zero throughout; resume if possible.
@@ -39,49 +39,47 @@ def train(
     it and ends as if it had never stopped. The validation part selects the best epoch; the test
     part is evaluated once, at the end: for the last and for the best epoch.
 
+    With several processes all call this with the same arguments, except that only the main one has
+    a ``checkpoint``; all return the same.
+
     Returns:
         ``{"history": [one dict per epoch], "metrics": {...}}`` as in the record.
 
     Raises:
         RunError: the training or validation loss is NaN or infinite.
     """
-    optimizer = options.optimizer(model.parameters())
-    pruned = PrunedWeights(model, mask)
-    pruned.zero()
-    device = data.train.device
-    state = load_checkpoint(checkpoint, device) or _first_state(model, optimizer)
+    step = MaskedStep(model, mask, options)
+    stored = broadcast_object(load_checkpoint(checkpoint) if checkpoint is not None else None)
+    state = stored or _first_state(model, step.optimizer)
     model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    base_rates = [group["initial_lr"] for group in optimizer.param_groups]
+    step.optimizer.load_state_dict(state["optimizer"])
     for row in state["history"]:
         on_epoch(row)
-    steps = len(data.training_batches(options.batch_size, seed, 0))
+    shares = {"rank": rank(), "world_size": world_size()}
+    steps = len(data.training_batches(options.batch_size, seed, 0, **shares))
     bar = tqdm(
         total=options.epochs * steps, initial=state["epoch"] * steps,
-        desc="training", unit="batch", disable=None,
+        desc="training", unit="batch", disable=None if is_main() else True,
     )  # fmt: skip
     for epoch in range(state["epoch"], options.epochs):
-        batches = data.training_batches(options.batch_size, seed, epoch)
-        with global_seed(seed, f"training/{epoch}"):
-            fit = _train_epoch(model, batches, optimizer, pruned, base_rates, options, bar, epoch)
-        val = evaluate(model, data.batches(data.val, EVALUATION_BATCH_SIZE))
-        _check_finite("validation", val.loss, epoch)
-        row = {
-            "epoch": epoch + 1, "train_loss": fit.loss, "train_accuracy": fit.accuracy,
-            "val_loss": val.loss, "val_accuracy": val.accuracy,
-            "lr": optimizer.param_groups[0]["lr"],
-        }  # fmt: skip
-        state = _next_state(state, model, optimizer, row)
-        save_checkpoint(checkpoint, state)
+        batches = data.training_batches(options.batch_size, seed, epoch, **shares)
+        with global_seed(seed, f"training/{epoch}" + (f"/{rank()}" if rank() else "")):
+            row = _train_epoch(model, step, batches, options, seed, bar, epoch)
+        broadcast_tensors(model.buffers())  # BatchNorm's own statistics differ between processes
+        val = _evaluate(model, data, data.val, options)
+        check_finite("validation", val.loss, f"epoch {epoch + 1}")
+        row |= {"val_loss": val.loss, "val_accuracy": val.accuracy}
+        state = _next_state(state, model, step.optimizer, row)
+        if checkpoint is not None:
+            save_checkpoint(checkpoint, state)
         on_epoch(row)
         bar.set_postfix_str(f"epoch {epoch + 1}/{options.epochs}, validation {val.accuracy:.2%}")
     bar.close()
-    return {"history": state["history"], "metrics": _final_metrics(model, data, state["best"])}
+    metrics = _final_metrics(model, data, options, state["best"])
+    return {"history": state["history"], "metrics": metrics}
 
 
 def _first_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
     return {
         "epoch": 0, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
         "history": [], "best": None,
@@ -103,51 +101,41 @@ def _next_state(
 
 
 def _train_epoch(
-    model: nn.Module,
-    batches: Batches,
-    optimizer: torch.optim.Optimizer,
-    pruned: PrunedWeights,
-    base_rates: list[float],
-    options: Training,
-    bar: "tqdm[NoReturn]",
-    epoch: int,
-) -> Evaluation:
+    model: nn.Module, step: MaskedStep, batches: Batches, options: Training, seed: int,
+    bar: "tqdm[NoReturn]", epoch: int,
+) -> dict[str, float]:  # fmt: skip
+    """Train for one epoch and return the training's part of its row in the history."""
     model.train()
-    loss_sum = torch.zeros((), dtype=torch.float64)
-    correct, samples = torch.zeros((), dtype=torch.int64), 0
-    for step, (inputs, targets) in enumerate(batches):
-        factor = options.lr_schedule.factor(epoch + (step + 0.5) / len(batches), options.epochs)
-        for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
-            group["lr"] = rate * factor
-        optimizer.zero_grad(set_to_none=True)
-        logits = model(inputs)
-        loss = F.cross_entropy(logits, targets, label_smoothing=options.label_smoothing)
-        loss.backward()
-        optimizer.step()
-        pruned.zero()
-        loss_sum = loss_sum + loss.detach().double() * len(targets)
-        correct = correct + (logits.detach().argmax(1) == targets).sum()
-        samples += len(targets)
+    meter, started = Meter(epoch), time.perf_counter()
+    for number, (inputs, targets) in enumerate(batches):
+        progress = epoch + (number + 0.5) / len(batches)
+        mixture = None
+        if options.mixup_alpha > 0:
+            purpose = f"mixup/{epoch}/{number}"
+            mixture = draw_mixture(options.mixup_alpha, len(targets), seed, purpose)
+        factor = options.lr_schedule.factor(progress, options.epochs)
+        meter.add(*step(inputs, targets, factor, mixture), len(targets))
         bar.update()
-    mean = float(loss_sum) / samples
-    _check_finite("training", mean, epoch)
-    return Evaluation(mean, float(correct) / samples)
+    loss, accuracy = meter.means()
+    return {
+        "epoch": epoch + 1, "train_loss": loss, "train_accuracy": accuracy,
+        "train_images_per_s": meter.samples / (time.perf_counter() - started),
+        "lr": step.optimizer.param_groups[0]["lr"],
+    }  # fmt: skip
 
 
-def _check_finite(part: str, loss: float, epoch: int) -> None:
-    if not math.isfinite(loss):
-        raise RunError(
-            f"the {part} loss became {loss} in epoch {epoch + 1}; a lower "
-            f"training.optimizer.lr may help"
-        )
+def _evaluate(model: nn.Module, data: DataBundle, part: Split, options: Training) -> Evaluation:
+    size = options.evaluation_batch_size
+    batches = data.batches(part, size, rank=rank(), world_size=world_size())
+    return evaluate(model, batches, options.run)
 
 
 def _final_metrics(
-    model: nn.Module, data: DataBundle, best: dict[str, Any] | None
+    model: nn.Module, data: DataBundle, options: Training, best: dict[str, Any] | None
 ) -> dict[str, float | int]:
     """Evaluate the last and the best epoch on the test part; leaves the last epoch's weights."""
-    val = evaluate(model, data.batches(data.val, EVALUATION_BATCH_SIZE))
-    test = evaluate(model, data.batches(data.test, EVALUATION_BATCH_SIZE))
+    val = _evaluate(model, data, data.val, options)
+    test = _evaluate(model, data, data.test, options)
     metrics: dict[str, float | int] = {
         "test_accuracy": test.accuracy, "test_loss": test.loss,
         "val_accuracy": val.accuracy, "val_loss": val.loss,
@@ -157,7 +145,7 @@ def _final_metrics(
     if best is not None:
         last = {key: value.clone() for key, value in model.state_dict().items()}
         model.load_state_dict(best["model"])
-        test = evaluate(model, data.batches(data.test, EVALUATION_BATCH_SIZE))
+        test = _evaluate(model, data, data.test, options)
         model.load_state_dict(last)
         metrics |= {
             "best_val_accuracy": best["val_accuracy"], "best_val_epoch": best["epoch"],

@@ -30,8 +30,7 @@ class Cosine:
     warmup_epochs: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.warmup_epochs < 0:
-            raise ValueError(f"warmup_epochs must not be negative, got {self.warmup_epochs}")
+        _check_warmup(self.warmup_epochs)
 
     def factor(self, epoch: float, epochs: int) -> float:
         """Return the factor at ``epoch``, the same within a warmup longer than the training."""
@@ -43,17 +42,28 @@ class Cosine:
 
 @dataclass(frozen=True)
 class Steps:
-    """Multiply by ``factor_per_step`` when each milestone epoch is reached."""
+    """Multiply by ``factor_per_step`` when each milestone epoch is reached.
+
+    Over the first ``warmup_epochs`` the rate rises in a line from 0 to what it would be.
+    """
 
     milestones: Sequence[int]
     factor_per_step: float = 0.1
+    warmup_epochs: float = 0.0
 
     def __post_init__(self) -> None:
         if any(epoch < 1 for epoch in self.milestones):
             raise ValueError(f"milestones must be positive epochs, got {list(self.milestones)}")
         if not 0 < self.factor_per_step <= 1:
             raise ValueError(f"factor_per_step must be in (0, 1], got {self.factor_per_step}")
+        _check_warmup(self.warmup_epochs)
 
     def factor(self, epoch: float, epochs: int) -> float:
-        """Return ``factor_per_step ** (milestones passed)``."""
-        return self.factor_per_step ** sum(epoch >= milestone for milestone in self.milestones)
+        """Return ``factor_per_step ** (milestones passed)``, times the share of the warmup."""
+        factor = self.factor_per_step ** sum(epoch >= milestone for milestone in self.milestones)
+        return factor * epoch / self.warmup_epochs if epoch < self.warmup_epochs else factor
+
+
+def _check_warmup(epochs: float) -> None:
+    if not epochs >= 0:
+        raise ValueError(f"warmup_epochs must not be negative, got {epochs}")

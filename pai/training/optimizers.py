@@ -1,8 +1,13 @@
-"""Optimizers: typed options now, torch's optimizer once the parameters exist."""
+"""Optimizers: typed options now, torch's optimizer once the parameters exist.
+
+Both use torch's fused implementations, one pass over all parameters. With
+``decay_norms_and_biases=False`` parameters of one dimension (biases, scales and shifts of norms)
+are not decayed, as is usual for transformers.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -24,6 +29,7 @@ class Sgd:
     momentum: float = 0.9
     weight_decay: float = 0.0
     nesterov: bool = False
+    decay_norms_and_biases: bool = True
 
     def __post_init__(self) -> None:
         _check_rates(self.lr, self.weight_decay)
@@ -35,8 +41,9 @@ class Sgd:
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Return ``torch.optim.SGD``."""
         return torch.optim.SGD(
-            parameters, lr=self.lr, momentum=self.momentum,
-            weight_decay=self.weight_decay, nesterov=self.nesterov,
+            _groups(parameters, decay_all=self.decay_norms_and_biases),
+            lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay,
+            nesterov=self.nesterov, fused=True,
         )  # fmt: skip
 
 
@@ -48,6 +55,7 @@ class AdamW:
     weight_decay: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.999
+    decay_norms_and_biases: bool = True
 
     def __post_init__(self) -> None:
         _check_rates(self.lr, self.weight_decay)
@@ -58,8 +66,20 @@ class AdamW:
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Return ``torch.optim.AdamW``."""
         return torch.optim.AdamW(
-            parameters, lr=self.lr, weight_decay=self.weight_decay, betas=(self.beta1, self.beta2)
-        )
+            _groups(parameters, decay_all=self.decay_norms_and_biases),
+            lr=self.lr, weight_decay=self.weight_decay, betas=(self.beta1, self.beta2),
+            fused=True,
+        )  # fmt: skip
+
+
+def _groups(parameters: Iterable[nn.Parameter], *, decay_all: bool) -> list[dict[str, Any]]:
+    parameters = list(parameters)
+    if decay_all:
+        return [{"params": parameters}]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1]},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
 
 
 def _check_rates(lr: float, weight_decay: float) -> None:

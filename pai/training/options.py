@@ -1,20 +1,62 @@
 """The options of a training run."""
 
+import os
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
+from torch import Tensor
+
+from pai.distributed import launched
+from pai.errors import ConfigError
 from pai.training.lr_schedules import LRSchedule
 from pai.training.optimizers import OptimizerBuilder
+
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
 class Training:
-    """How the masked network is trained; ``epochs=0`` only scores, masks and evaluates."""
+    """How the masked network is trained; ``epochs=0`` only scores, masks and evaluates.
+
+    Attributes:
+        epochs: passes over the train part.
+        batch_size: images per optimization step.
+        optimizer: builds the optimizer.
+        lr_schedule: the factor on its learning rate.
+        label_smoothing: share of the target that is spread evenly over all classes (Szegedy et
+            al. 2016, arXiv 1512.00567).
+        mixup_alpha: parameter of the Beta distribution of mixup (:mod:`pai.training.mixup`);
+            0 is off.
+        clip_grad_norm: upper bound of the L2 norm of the gradient of all parameters together,
+            pruned weights not counted; ``None`` is off.
+        precision: number format of activations in training and evaluation. Weights, optimizer
+            state and loss are float32 in any case; ``bfloat16`` is torch's autocast.
+        channels_last: memory layout of images, activations and convolution kernels; changes speed
+            and the order of summation, nothing else.
+        compile: run training steps through ``torch.compile``; the first step of each batch size
+            takes a minute, the others are faster. Evaluation is not compiled.
+        evaluation_batch_size: images at once in evaluation.
+        sync_batchnorm: with several processes, BatchNorm uses the statistics of the whole batch
+            instead of each process's share; on GPUs only.
+
+    With several processes (``torchrun``) both batch sizes count the images of all of them.
+    """
 
     epochs: int
     batch_size: int
     optimizer: OptimizerBuilder
     lr_schedule: LRSchedule
     label_smoothing: float = 0.0
+    mixup_alpha: float = 0.0
+    clip_grad_norm: float | None = None
+    precision: Precision = "float32"
+    channels_last: bool = True
+    compile: bool = False
+    evaluation_batch_size: int = 512
+    sync_batchnorm: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.optimizer, OptimizerBuilder):
@@ -25,5 +67,46 @@ class Training:
             raise ValueError(f"epochs must not be negative, got {self.epochs}")
         if self.batch_size < 2:
             raise ValueError(f"batch_size must be at least 2, got {self.batch_size}")
+        if self.evaluation_batch_size < 1:
+            raise ValueError(
+                f"evaluation_batch_size must be at least 1, got {self.evaluation_batch_size}"
+            )
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
+        if not 0 <= self.mixup_alpha < float("inf"):
+            raise ValueError(f"mixup_alpha must be finite and >= 0, got {self.mixup_alpha}")
+        if self.clip_grad_norm is not None and not self.clip_grad_norm > 0:
+            raise ValueError(f"clip_grad_norm must be positive or null, got {self.clip_grad_norm}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be float32 or bfloat16, got {self.precision!r}")
+
+    def check(self, device: torch.device) -> None:
+        """Raise :class:`ConfigError` if these options cannot work on ``device``."""
+        compiler = os.environ.get("CXX", "g++")
+        if self.compile and device.type == "cpu" and shutil.which(compiler) is None:
+            raise ConfigError(
+                f"training.compile: needs a C++ compiler, and {compiler!r} is not there; install "
+                f"one, name it in the environment variable CXX, or set training.compile=false"
+            )
+        if self.sync_batchnorm and device.type != "cuda":
+            raise ConfigError(
+                f"training.sync_batchnorm: torch synchronises BatchNorm on CUDA devices only, not "
+                f"on {device.type}; set it to false"
+            )
+        for name, size, least in (
+            ("batch_size", self.batch_size, 2 * launched()),
+            ("evaluation_batch_size", self.evaluation_batch_size, launched()),
+        ):
+            if size < least:
+                raise ConfigError(
+                    f"training.{name}: {size} images cannot be shared by {launched()} processes; "
+                    f"use {least} or more"
+                )
+
+    def run(self, network: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+        """Return the float32 logits of images ``[B, C, H, W]`` in this layout and precision."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        inputs = inputs.contiguous(memory_format=layout)
+        reduced = self.precision == "bfloat16"
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=reduced):
+            return network(inputs).float()

@@ -28,6 +28,10 @@ def record(**changes: Any) -> dict[str, Any]:
             "all_parameters": 12_345, "effective_sparsity": 0.9111, "collapsed_layers": [],
             "sha256": "0" * 64, "layers": layers,
         },
+        "cost": {
+            "forward_flops_dense": 1_112_000_000, "forward_flops_masked": 123_456_789,
+            "parameters_dense": 12_345, "parameters_kept": 1_265,
+        },
         "metrics": {
             "test_accuracy": 0.81234, "test_loss": 0.5, "val_accuracy": 0.79, "val_loss": 0.6,
             "best_val_accuracy": 0.8, "best_val_epoch": 2, "best_val_test_accuracy": 0.8,
@@ -56,6 +60,11 @@ def test_the_summary_gives_exact_counts_and_what_was_asked() -> None:
     found = line(summarise(record(), FOLDER), "weights")
     for words in ("1,120 of 12,200", "sparsity 0.9082", "asked 0.9", "12,345 parameters in all"):
         assert words in found
+
+
+def test_the_cost_is_in_million_operations() -> None:
+    found = line(summarise(record(), FOLDER), "cost")
+    assert "123.46 of 1,112.00 MFLOPs" in found
 
 
 def test_accuracies_are_percentages_of_the_last_and_the_best_epoch() -> None:

@@ -10,7 +10,6 @@ import torch
 from pai.errors import RunError
 from pai.training.checkpoint import load_checkpoint, save_checkpoint
 
-CPU = torch.device("cpu")
 STATE: dict[str, Any] = {
     "epoch": 3,
     "model": {"w": torch.tensor([1.5, -0.0, float("inf")]), "n": torch.tensor(7)},
@@ -46,7 +45,7 @@ def write_harmful(path: Path, *, wrapped: bool) -> Harmful:
 
 def test_a_state_is_loaded_as_it_was_saved(path: Path) -> None:
     save_checkpoint(path, STATE)
-    loaded = load_checkpoint(path, CPU)
+    loaded = load_checkpoint(path)
     assert loaded is not None
     weights = loaded.pop("model")
     assert loaded == {key: value for key, value in STATE.items() if key != "model"}
@@ -56,7 +55,7 @@ def test_a_state_is_loaded_as_it_was_saved(path: Path) -> None:
 
 
 def test_no_checkpoint_is_none(path: Path) -> None:
-    assert load_checkpoint(path, CPU) is None
+    assert load_checkpoint(path) is None
 
 
 def test_a_failed_write_keeps_the_old_checkpoint(
@@ -80,14 +79,14 @@ def test_a_truncated_checkpoint_is_named(path: Path, share: float) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(RunError, match=r"cannot read checkpoint .*checkpoint\.pt"):
-        load_checkpoint(path, CPU)
+        load_checkpoint(path)
 
 
 @pytest.mark.parametrize("content", [b"garbage", b"PK\x03\x04", b"\x80\x02.", bytes(1000)])
 def test_a_file_that_is_no_checkpoint_is_named(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(RunError, match=r"cannot read checkpoint .*checkpoint\.pt"):
-        load_checkpoint(path, CPU)
+        load_checkpoint(path)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:torch")  # of the odd pickles this makes
@@ -100,7 +99,7 @@ def test_a_damaged_byte_never_gives_any_other_error(path: Path) -> None:
         damaged[position] ^= 0xFF
         path.write_bytes(bytes(damaged))
         try:
-            load_checkpoint(path, CPU)
+            load_checkpoint(path)
         except RunError:
             failed += 1
     assert failed > 0
@@ -111,7 +110,7 @@ def test_a_damaged_byte_never_gives_any_other_error(path: Path) -> None:
 def test_code_in_a_checkpoint_never_runs(path: Path, wrapped: bool) -> None:
     harmful = write_harmful(path, wrapped=wrapped)
     with contextlib.suppress(Exception):  # of which type: see the next test
-        load_checkpoint(path, CPU)
+        load_checkpoint(path)
     assert not harmful.target.exists()
 
 
@@ -120,4 +119,4 @@ def test_code_in_a_checkpoint_never_runs(path: Path, wrapped: bool) -> None:
 def test_a_checkpoint_with_code_is_refused_by_name(path: Path, wrapped: bool) -> None:
     write_harmful(path, wrapped=wrapped)
     with pytest.raises(RunError, match=r"cannot read checkpoint .*checkpoint\.pt"):
-        load_checkpoint(path, CPU)
+        load_checkpoint(path)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import untimed
 from torch import Tensor, nn
 from training_cases import (
     ADAMW,
@@ -154,14 +155,14 @@ def scripted_validation(
     """Replace the validation results by a script; return the parts as they get evaluated."""
     script, parts = iter(accuracies), []
 
-    def scripted(model: nn.Module, batches: Any) -> Evaluation:
+    def scripted(model: nn.Module, batches: Any, *rest: Any) -> Evaluation:
         if batches.split is data.val:
             parts.append("val")
             return Evaluation(1.0, next(script, accuracies[-1]))
         assert batches.split is data.test
         assert batches.augment is None
         parts.append("test")
-        return evaluate(model, batches)
+        return evaluate(model, batches, *rest)
 
     monkeypatch.setattr(loop, "evaluate", scripted)
     return parts
@@ -203,12 +204,51 @@ def test_the_test_part_influences_nothing_but_its_own_metrics(tmp_path: Path) ->
     (tmp_path / "other").mkdir()
     result, _ = run(model, tmp_path)
     other, _ = run(other_model, tmp_path / "other", data=replace(data, test=inverted))
-    assert result["history"] == other["history"]
+    assert untimed(result["history"]) == untimed(other["history"])
     assert result["metrics"]["test_loss"] != other["metrics"]["test_loss"]
     for key in ("val_loss", "val_accuracy", "best_val_accuracy", "best_val_epoch"):
         assert result["metrics"][key] == other["metrics"][key]
     for name, value in model.state_dict().items():
         assert torch.equal(value, other_model.state_dict()[name])
+
+
+def test_evaluation_does_not_depend_on_its_batch_size(tmp_path: Path) -> None:
+    results = []
+    for size in (512, 7):
+        (tmp_path / str(size)).mkdir()
+        options = settings(epochs=1, evaluation_batch_size=size)
+        results.append(run(convnet(), tmp_path / str(size), options)[0]["metrics"])
+    assert results[1] == pytest.approx(results[0], rel=1e-5)
+
+
+def test_mixup_draws_from_a_stream_of_its_own(tmp_path: Path) -> None:
+    dropped: list[list[float]] = []
+    histories = []
+
+    class Noting(nn.Dropout):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                dropped[-1].append(float(torch.rand(())))
+            return x
+
+    for alpha in (0.0, 0.4):
+        dropped.append([])
+        (tmp_path / str(alpha)).mkdir()
+        model = nn.Sequential(*plain_net(), Noting())
+        options = settings(epochs=2, mixup_alpha=alpha)
+        histories.append(run(model, tmp_path / str(alpha), options, mask={})[0]["history"])
+    assert dropped[0] == dropped[1]
+    assert histories[1][0]["train_loss"] != histories[0][0]["train_loss"]
+    assert all(0 < row["train_accuracy"] < 1 for row in histories[1])
+
+
+def test_the_history_says_how_fast_the_training_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr("pai.training.loop.time.perf_counter", lambda: next(clock))
+    result, _ = run(plain_net(), tmp_path, settings(epochs=2))
+    assert [row["train_images_per_s"] for row in result["history"]] == [15.0, 15.0]
 
 
 def test_no_epochs_means_masking_and_evaluation_only(tmp_path: Path) -> None:
@@ -240,6 +280,22 @@ def test_a_loss_that_is_not_finite_fails_and_keeps_the_last_good_checkpoint(tmp_
     assert all(bool(value.isfinite().all()) for value in state["model"].values())
 
 
+def test_a_pruned_weight_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
+    model = plain_net()
+    mask = random_mask(model)
+    position = tuple(torch.nonzero(~mask["1.weight"])[0].tolist())
+
+    def overflow(gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        gradient[position] = float("inf")
+        return gradient
+
+    model.get_parameter("1.weight").register_hook(overflow)
+    with pytest.raises(RunError, match=r"training loss became nan in epoch 1, step 2;"):
+        run(model, tmp_path, settings(2, Sgd(lr=0.05)), mask=mask)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("milestones", [[1], [1, 2], [3]])
 def test_the_learning_rate_drops_when_a_milestone_epoch_begins(
     milestones: list[int], tmp_path: Path
@@ -259,7 +315,7 @@ def test_the_seed_decides_order_augmentation_and_dropout(tmp_path: Path) -> None
         torch.manual_seed(number)
         (tmp_path / str(number)).mkdir()
         histories.append(run(convnet(), tmp_path / str(number), seed=seed)[0]["history"])
-    assert histories[0] == histories[1]
+    assert untimed(histories[0]) == untimed(histories[1])
     assert histories[0][0]["train_loss"] != histories[2][0]["train_loss"]
 
 

@@ -1,3 +1,4 @@
+import functools
 import math
 from typing import Any
 
@@ -83,9 +84,19 @@ def test_steps_is_torchs_multi_step_schedule(milestones: list[int]) -> None:
         assert schedule.factor(epoch + 0.999, 160) == pytest.approx(factor, rel=1e-9)
 
 
-def test_a_negative_warmup_is_refused() -> None:
-    with pytest.raises(ValueError, match="warmup_epochs"):
-        Cosine(-1)
+@quick
+@given(warmup=st.floats(0.1, 20), epoch=st.floats(0, 40))
+def test_the_warmup_of_steps_is_a_line_to_the_rate_without_it(warmup: float, epoch: float) -> None:
+    plain, warmed = Steps([4, 9], 0.5), Steps([4, 9], 0.5, warmup_epochs=warmup)
+    share = min(1.0, epoch / warmup)
+    assert warmed.factor(epoch, 40) == pytest.approx(share * plain.factor(epoch, 40))
+
+
+@pytest.mark.parametrize("warmup", [-1, float("nan")])
+def test_a_negative_warmup_is_refused(warmup: float) -> None:
+    for build in (Cosine, functools.partial(Steps, [1], 0.1)):
+        with pytest.raises(ValueError, match="warmup_epochs"):
+            build(warmup_epochs=warmup)
 
 
 @pytest.mark.parametrize("milestones", [[0], [-3, 60]])

@@ -61,6 +61,27 @@ def test_adamw_follows_its_formula(decay: float, beta1: float, beta2: float) -> 
 
 
 @pytest.mark.parametrize("family", [Sgd, AdamW])
+def test_norms_and_biases_decay_unless_asked_not_to(
+    family: Callable[..., OptimizerBuilder],
+) -> None:
+    for decay_all in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(4, 3))
+        for parameter in model.parameters():
+            nn.init.constant_(parameter, 2.0)
+            parameter.grad = torch.zeros_like(parameter)
+        options = {"weight_decay": 0.5, "decay_norms_and_biases": decay_all}
+        optimizer = family(0.1, **options)(model.parameters())
+        assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {
+            id(p) for p in model.parameters()
+        }
+        optimizer.step()
+        for name, parameter in model.named_parameters():
+            decays = decay_all or name in ("0.weight", "2.weight")
+            assert torch.all(parameter == (2.0 * (1 - 0.1 * 0.5) if decays else 2.0)), name
+
+
+@pytest.mark.parametrize("family", [Sgd, AdamW])
 @pytest.mark.parametrize("lr", [0.0, -0.1, float("nan")])
 def test_a_learning_rate_that_is_not_positive_is_refused(
     family: Callable[..., OptimizerBuilder], lr: float

@@ -63,11 +63,12 @@ def random_mask(model: nn.Module, density: float = 0.4) -> dict[str, Tensor]:
 
 def settings(
     epochs: int = 3, optimizer: OptimizerBuilder = NESTEROV, batch_size: int = 32,
-    lr_schedule: LRSchedule | None = None, label_smoothing: float = 0.0,
+    lr_schedule: LRSchedule | None = None, label_smoothing: float = 0.0, **others: Any,
 ) -> Training:  # fmt: skip
     return Training(
-        epochs, batch_size, optimizer, lr_schedule or Cosine(warmup_epochs=0.5), label_smoothing
-    )
+        epochs, batch_size, optimizer, lr_schedule or Cosine(warmup_epochs=0.5), label_smoothing,
+        **others,
+    )  # fmt: skip
 
 
 def run(

@@ -1,0 +1,120 @@
+"""What a run leaves behind: the files of its directory, what is tracked and what is logged."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from pai.clock import Clock
+from pai.errors import RunError
+from pai.flops import forward_cost
+from pai.masking.mask import load_mask, mask_report, mask_sha256, save_mask
+from pai.masking.select import Mask
+from pai.records import write_bytes_atomically, write_record
+from pai.tracking.base import Session
+
+MASK_FILE, MODEL_FILE, CHECKPOINT_FILE = "mask.safetensors", "model.safetensors", "checkpoint.pt"
+_log = logging.getLogger("pai")
+
+
+class Output:
+    """The output of a run's main process."""
+
+    checkpoint: Path | None
+
+    def __init__(
+        self, run_dir: Path, record: dict[str, Any], clock: Clock, session: Session
+    ) -> None:
+        self.checkpoint = run_dir / CHECKPOINT_FILE
+        self._run_dir, self._record, self._clock = run_dir, record, clock
+        self._session = session
+
+    def say(self, text: str, *arguments: Any) -> None:
+        """Log a line."""
+        _log.info(text, *arguments)
+
+    def scores(self, scores: Mapping[str, Tensor]) -> None:
+        """Track the scores the mask was selected from."""
+        self._session.log_scores(scores)
+
+    def new_mask(self, model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor) -> None:
+        """Describe ``mask`` in the record and write both."""
+        self._record["mask"] = mask_report(model, mask, inputs)
+        self._record["cost"] = asdict(forward_cost(model, mask, inputs))
+        save_mask(mask, self._run_dir / MASK_FILE)
+        self._clock.tick()
+        write_record(self._run_dir, self._record)
+
+    def stored_mask(self) -> Mask:
+        """Return the mask that the interrupted run in this directory trained with.
+
+        Raises:
+            RunError: it cannot be read, or is not the one of the record.
+        """
+        path = self._run_dir / MASK_FILE
+        try:
+            mask = load_mask(path)
+        except (OSError, SafetensorError) as error:
+            problem = f"cannot be read: {error}"
+        else:
+            if mask_sha256(mask) == self._record["mask"]["sha256"]:
+                _log.info("continuing from %s", self.checkpoint)
+                return mask
+            problem = "is not the mask of the record"
+        raise RunError(f"{path} {problem}; remove {CHECKPOINT_FILE} beside it to start over")
+
+    def show_mask(self) -> None:
+        """Track the mask; warn of layers that lost every weight."""
+        report = self._record["mask"]
+        if report["collapsed_layers"]:
+            names = ", ".join(report["collapsed_layers"])
+            _log.warning("LAYER COLLAPSE: no weight left in %s", names)
+        self._session.log_mask(report, self._run_dir / MASK_FILE)
+
+    def epoch(self, row: dict[str, float]) -> None:
+        """Track an epoch and add it to the record."""
+        self._session.log_epoch(row)
+        self._record["history"].append(row)
+        self._clock.tick()
+        write_record(self._run_dir, self._record)
+
+    def model(self, model: nn.Module) -> None:
+        """Write the weights."""
+        weights = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
+        write_bytes_atomically(self._run_dir / MODEL_FILE, save(weights))
+
+
+class NoOutput(Output):
+    """The output of the processes that help the main one: nothing."""
+
+    checkpoint = None
+
+    def __init__(self) -> None:
+        pass
+
+    def say(self, text: str, *arguments: Any) -> None:
+        """Say nothing."""
+
+    def scores(self, scores: Mapping[str, Tensor]) -> None:
+        """Track nothing."""
+
+    def new_mask(self, model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor) -> None:
+        """Write nothing."""
+
+    def stored_mask(self) -> Mask:
+        """Return no mask: the main process sends it."""
+        return {}
+
+    def show_mask(self) -> None:
+        """Track nothing."""
+
+    def epoch(self, row: dict[str, float]) -> None:
+        """Track nothing."""
+
+    def model(self, model: nn.Module) -> None:
+        """Write nothing."""
