@@ -46,7 +46,7 @@ def overrides(choice: str, images: Path) -> list[str]:
     """Return what selects ``choice`` (``scorer/hts.yaml``) and makes the rest fit it."""
     group, _, name = choice.removesuffix(".yaml").rpartition("/")
     chosen = [f"{group}={name}" if group in GROUPS else f"+{group}={name}"]
-    if name in ("imagefolder", "imagefolder_streamed", "imagenet"):
+    if group == "dataset" and name.startswith("image"):
         chosen.append(f"dataset.root={images}")
     if group == "model":
         chosen += fitting(name)

@@ -18,7 +18,8 @@ from pai.training.options import Training
 pytestmark = pytest.mark.slow
 TRUST = "PAI_TRUSTED_PACKAGES"
 SETTINGS = (
-    "model._target_=plain_models.fragile", "~model.depth", "~model.width", "training.epochs=3",
+    "model._target_=plain_models.fragile", "~model.depth", "~model.width", "~model.stem_stride",
+    "training.epochs=3",
     "training.label_smoothing=0.1", "training.clip_grad_norm=1.0", "sparsity=0.5",
     "training.evaluation_batch_size=50", "scorer=snip",
 )  # fmt: skip
