@@ -33,6 +33,10 @@ def main() -> None:
     # a machine with other work slows a small network many times over.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     register_resolvers()
+    if sys.argv[1:2] == ["cache"]:
+        from pai.cache_command import main as cache
+
+        sys.exit(cache(sys.argv[2:]))
     with process_group():
         sys.exit(_command(sys.argv[1:]))
 

@@ -22,7 +22,7 @@ LAYERS = (
      "saliency", "prunable", "state", "objective", "warmup", "tracking", "clock"},
     {"components", "data", "curvature", "reports", "flops"},
     {"schema", "library", "scorers", "masking", "training"},
-    {"compose", "plan", "output"},
+    {"compose", "plan", "output", "cache_command"},
     {"runner"},
     {"cli"},
     {"__init__", "__main__"},

@@ -1,0 +1,33 @@
+"""``pai cache``: what the cache of decoded images and scores takes, and how to clear it."""
+
+import argparse
+import os
+from pathlib import Path
+
+_ENTRIES = ("*.safetensors", "*.lock", ".*.tmp")
+_GIB = 2**30
+
+
+def folder() -> Path:
+    """Return the default of every ``cache_dir`` in the configuration."""
+    parent = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.environ.get("PAI_CACHE") or f"{parent}/pai").expanduser()
+
+
+def main(argv: list[str]) -> int:
+    """Report or clear the cache; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="pai cache", description="Report the size of the cache of decoded images and scores."
+    )
+    parser.add_argument("--clear", action="store_true", help="remove all entries")
+    parser.add_argument("--dir", type=Path, default=folder(), help="default: %(default)s")
+    arguments = parser.parse_args(argv)
+    files = [path for pattern in _ENTRIES for path in arguments.dir.glob(pattern)]
+    entries = [path for path in files if path.suffix == ".safetensors"]
+    size = sum(path.stat().st_size for path in files) / _GIB
+    print(f"{arguments.dir}: {len(entries)} entries, {size:.2f} GiB")
+    if arguments.clear:
+        for path in files:
+            path.unlink(missing_ok=True)
+        print("cleared")
+    return 0

@@ -1,0 +1,42 @@
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from pai.cache import cached
+from pai.cache_command import folder, main
+from pai.paths import config_folder
+
+
+def test_size_is_reported_and_entries_are_cleared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAI_CACHE", str(tmp_path))
+    for key in ("a", "b"):
+        cached(tmp_path, key, {"x": (3,)}, lambda: {"x": torch.zeros(3)})
+    (tmp_path / "mine.txt").write_text("not an entry")
+    assert main([]) == 0
+    assert f"{tmp_path}: 2 entries, 0.00 GiB" in capsys.readouterr().out
+    assert main(["--clear"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    assert main(["--dir", str(tmp_path / "missing")]) == 0
+    assert "0 entries" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "variables", [{}, {"XDG_CACHE_HOME": "/x"}, {"PAI_CACHE": "/p", "XDG_CACHE_HOME": "/x"}]
+)
+def test_the_folder_is_the_default_of_the_configuration(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PAI_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for path, key in (
+        ("config.yaml", "scoring.cache_dir"),
+        ("dataset/imagefolder.yaml", "cache_dir"),
+    ):
+        configured = OmegaConf.select(OmegaConf.load(config_folder() / path), key)
+        assert folder() == Path(configured).expanduser()
