@@ -75,7 +75,7 @@ class PilImages(Dataset[tuple[Tensor, int]]):
         self.images = split.images.permute(0, 2, 3, 1).contiguous().numpy()
         self.labels = split.labels.tolist()
         chain: list[Any] = [transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
-        if augmented and data.augment is not None:
+        if augmented and isinstance(data.augment, RandomCropFlip):
             side = self.images.shape[1]
             chain.insert(0, transforms.RandomCrop(side, data.augment.crop_padding))
             if data.augment.horizontal_flip:
