@@ -27,6 +27,7 @@ from pai.errors import RunError
 from pai.training import loop
 from pai.training.evaluate import Evaluation, evaluate
 from pai.training.lr_schedules import LRSchedule, Steps
+from pai.training.mixup import Mixture, draw_mixture
 from pai.training.optimizers import OptimizerBuilder, Sgd
 
 
@@ -221,7 +222,17 @@ def test_evaluation_does_not_depend_on_its_batch_size(tmp_path: Path) -> None:
     assert results[1] == pytest.approx(results[0], rel=1e-5)
 
 
-def test_mixup_draws_from_a_stream_of_its_own(tmp_path: Path) -> None:
+def test_mixup_draws_from_a_stream_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[float] = []
+
+    def noting_draw(*arguments: Any) -> Mixture:
+        mixture = draw_mixture(*arguments)
+        shares.append(mixture.lam)
+        return mixture
+
+    monkeypatch.setattr(loop, "draw_mixture", noting_draw)
     dropped: list[list[float]] = []
     histories = []
 
@@ -238,6 +249,7 @@ def test_mixup_draws_from_a_stream_of_its_own(tmp_path: Path) -> None:
         options = settings(epochs=2, mixup_alpha=alpha)
         histories.append(run(model, tmp_path / str(alpha), options, mask={})[0]["history"])
     assert dropped[0] == dropped[1]
+    assert len(shares) == len(set(shares)) == 10  # a new draw for each batch of each epoch
     assert histories[1][0]["train_loss"] != histories[0][0]["train_loss"]
     assert all(0 < row["train_accuracy"] < 1 for row in histories[1])
 
