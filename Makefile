@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast lint format table-default lock clean
+.PHONY: help setup run test test-fast lint format table-default study-estimators lock clean
 
 help:  ## Show this help
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## Create .venv with everything at the locked versions
 
@@ -43,6 +43,9 @@ table-default: $(STAMP)  ## Make the README's table: default scorer against none
 	$(BIN)/pai -m +experiment=default_table hydra.sweep.dir=runs/default_table
 	$(BIN)/pai -m +experiment=default_table scorer=none sparsity=0 hydra.sweep.dir=runs/default_table
 	$(BIN)/python scripts/table.py runs/default_table
+
+study-estimators: $(STAMP)  ## Measure error and time of curvature estimators; OPTIONS="--dataset-root DIR --out DIR"
+	$(BIN)/python scripts/study_estimators.py $(OPTIONS)
 
 lock: $(STAMP)  ## Renew requirements.lock from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --generate-hashes --no-header --upgrade --quiet --output-file requirements.lock

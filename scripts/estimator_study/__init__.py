@@ -1,0 +1,1 @@
+"""Parts of the study of curvature estimators, ``scripts/study_estimators.py``."""
