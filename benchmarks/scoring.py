@@ -1,38 +1,45 @@
-"""Time and error of curvature diagonals, in units of one batched gradient pass (G).
+"""Time, error and memory of curvature diagonals; time in units of one batched gradient pass (G).
 
     python benchmarks/scoring.py [--model resnet18] [--samples 100] [--rounds 3] [--reference DIR]
 
-Every round times G and then every method once, so that ratios compare work done under the same
-load; the table shows medians over the rounds. The error is the relative L2 distance to the exact
-GGN diagonal in float64 (which is the Hessian's for these networks). Peers are included when they
-can be imported (curvlinops) or, with ``--reference``, from a checkout of the paper's public code.
+Every round runs every method once, between two measurements of G whose mean is its unit, so that
+ratios compare work done under the same load; the table shows medians over the rounds. Errors are
+relative L2 distances to exact diagonals in float64, over all prunable weights: to that of the
+matrix that the method is after, and to that of the Gauss-Newton matrix, which for these networks
+is the Hessian's too. The last column is what a method added to the memory in use, at its peak.
+
+Peers take part when they can be imported (BackPACK, curvlinops) or, with ``--reference``, from a
+checkout of the paper's public code; one that fails says so in its line (``peers.py``).
 """
 
 import argparse
-import importlib.util
-import math
+import os
 import platform
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
-from torch.nn import functional as F
+from memory import MIB, with_peak
+from peers import Matrix, Named, Row, peers
+from torch import nn
 
 import pai
 from pai.components import build
+from pai.curvature import curved_parameters
 from pai.library import available
 from pai.objective import mean_gradient
 from pai.state import scoring_mode
 
-Named = dict[str, Tensor]
-Method = Callable[[], Named]
+_ESTIMATOR_OF: dict[Matrix, Any] = {
+    "gauss_newton": "exact_ggn",
+    "empirical_fisher": "empirical_fisher",
+}
 
 
 def problem(name: str, samples: int, size: int, device: torch.device) -> tuple[nn.Module, Any]:
@@ -50,112 +57,33 @@ def problem(name: str, samples: int, size: int, device: torch.device) -> tuple[n
     return model.eval(), [(x, y)]
 
 
-def own_methods(model: nn.Module, batches: Any) -> dict[str, Method]:
-    """Return pai's estimators."""
+def own_rows(model: nn.Module, batches: Any) -> Iterator[Row]:
+    """Yield pai's estimators."""
 
-    def method(estimator: Any, **options: Any) -> Method:
-        return lambda: pai.curvature_diagonal(model, batches, estimator=estimator, **options)
-
-    return {
-        "pai empirical_fisher": method("empirical_fisher"),
-        "pai mc_fisher, 1 draw": method("mc_fisher"),
-        "pai mc_fisher, 4 draws": method("mc_fisher", num_draws=4),
-        "pai exact_ggn": method("exact_ggn"),
-        "pai hutchinson, 1 probe, T=1": method("hutchinson", num_probes=1),
-        "pai hutchinson, 10 probes, T=1": method("hutchinson", num_probes=10),
-    }
-
-
-def peer_methods(model: nn.Module, batches: Any, reference: Path | None) -> dict[str, Method]:
-    """Return the peers that are there; each computes its own version of a diagonal."""
-    peers: dict[str, Method] = {"torch.func vmap(grad)": lambda: vmap_fisher(model, batches)}
-    if reference is not None:
-        peers |= reference_methods(model, batches, reference)
-    if importlib.util.find_spec("curvlinops"):
-        peers["curvlinops Hutchinson, 10 probes"] = lambda: curvlinops_diagonal(model, batches)
-    return peers
-
-
-def vmap_fisher(model: nn.Module, batches: Any) -> Named:
-    """Empirical Fisher by ``vmap(grad)`` over samples, ten at a time."""
-    parameters = {n: p.detach() for n, p in pai.prunable_parameters(model).items()}
-
-    def loss(chosen: Named, x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(model, chosen, (x[None],)), y[None])
-
-    per_sample = vmap(grad(loss), in_dims=(None, 0, 0))
-    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    samples = 0
-    for inputs, targets in batches:
-        for x, y in zip(inputs.split(10), targets.split(10), strict=True):
-            for name, value in per_sample(parameters, x, y).items():
-                total[name] += value.square().sum(0)
-        samples += len(targets)
-    return {name: value / samples for name, value in total.items()}
-
-
-class _Loader(list[Any]):
-    """A list of single-sample batches with the attribute the reference code asks for."""
-
-    @property
-    def dataset(self) -> "_Loader":
-        return self
-
-
-def reference_methods(model: nn.Module, batches: Any, folder: Path) -> dict[str, Method]:
-    """Return the paper's public code: Fisher and Hutchinson diagonals at its batch size of one."""
-    path = next(folder.rglob("compressors.py"))
-    spec = importlib.util.spec_from_file_location("reference_compressors", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.tqdm = lambda data, **_: data  # type: ignore[attr-defined]
-    loader = _Loader(
-        (x, y)
-        for inputs, targets in batches
-        for x, y in zip(inputs.split(1), targets.split(1), strict=True)
-    )
-    device, loss = next(model.parameters()).device, nn.CrossEntropyLoss()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-
-    def method(function: str, **options: Any) -> Method:
+    def row(name: str, estimator: Any, goal: Matrix = "gauss_newton", **options: Any) -> Row:
         def run() -> Named:
-            result: Named = getattr(module, function)(
-                model, device, loader, loss, optimizer, **options
-            )
-            optimizer.zero_grad()
-            return result
+            return pai.curvature_diagonal(model, batches, estimator=estimator, **options)
 
-        return run
+        return Row(f"pai {name}", run, goal, options.get("temperature", 1.0))
 
-    return {
-        "paper's code fisher_diag, batch 1": method("fisher_diag"),
-        "paper's code hutchinson_diag, batch 1, 1 probe, T=1": method(
-            "hutchinson_diag", num_samples=1, T=1
-        ),
-    }
-
-
-def curvlinops_diagonal(model: nn.Module, batches: Any) -> Named:
-    """Hutchinson's diagonal of curvlinops' GGN operator."""
-    from curvlinops import GGNLinearOperator, hutchinson_diag
-
-    parameters = pai.prunable_parameters(model)
-    operator = GGNLinearOperator(
-        model, nn.CrossEntropyLoss(), list(parameters.values()), batches,
-        check_deterministic=False,
-    )  # fmt: skip
-    flat = torch.as_tensor(hutchinson_diag(operator, num_matvecs=10))
-    parts = flat.split([p.numel() for p in parameters.values()])
-    return {n: part.view_as(p) for (n, p), part in zip(parameters.items(), parts, strict=True)}
+    yield row("empirical_fisher", "empirical_fisher", goal="empirical_fisher")
+    yield row("mc_fisher, 1 draw", "mc_fisher")
+    yield row("mc_fisher, 4 draws", "mc_fisher", num_draws=4)
+    yield row("exact_ggn", "exact_ggn")
+    yield row("hutchinson, hessian, 1 probe, T=1", "hutchinson", num_probes=1)
+    for temperature in (1.0, 200.0):
+        for matrix in ("hessian", "gauss_newton"):
+            name = f"hutchinson, {matrix}, 10 probes, T={temperature:g}"
+            yield row(name, "hutchinson", temperature=temperature, matrix=matrix)
 
 
-def truth(model: nn.Module, batches: Any) -> Named:
-    """Return the exact GGN diagonal in float64."""
+def truth(model: nn.Module, batches: Any, matrix: Matrix, temperature: float) -> Named:
+    """Return the exact diagonal in float64."""
     state = {key: value.clone() for key, value in model.state_dict().items()}
     exact = pai.curvature_diagonal(
-        model.double(), [(x.double(), y) for x, y in batches], estimator="exact_ggn"
-    )
+        model.double(), [(x.double(), y) for x, y in batches],
+        estimator=_ESTIMATOR_OF[matrix], temperature=temperature,
+    )  # fmt: skip
     model.float().load_state_dict(state)
     return exact
 
@@ -167,48 +95,89 @@ def relative_error(found: Named, exact: Named) -> float:
     return (gap / norm) ** 0.5
 
 
-def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
+@dataclass
+class Line:
+    """What was measured of one row: per round where it varies."""
+
+    ratios: list[float] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+    errors_to_ggn: list[float] = field(default_factory=list)
+    bytes: list[int] = field(default_factory=list)
+    failure: str = ""
+
+    def cells(self) -> list[str]:
+        """Return the table's cells."""
+        if self.failure:
+            return [f"failed: {self.failure}", "", "", ""]
+        errors = [f"{statistics.median(v):.2g}" for v in (self.errors, self.errors_to_ggn)]
+        ratio = f"{statistics.median(self.ratios):.2f}"
+        return [ratio, *errors, f"{statistics.median(self.bytes) / MIB:.0f}"]
+
+
+def seconds(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
     """Return how long ``work`` took, the GPU's share included, and its result."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     started = time.perf_counter()
     result = work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter() - started, result
 
 
 def measure(
-    model: nn.Module, batches: Any, methods: dict[str, Method], rounds: int
-) -> Iterator[tuple[str, float, float]]:
-    """Yield (method, median time in G, error), and first G itself in seconds."""
+    model: nn.Module, batches: Any, rows: list[Row], rounds: int, device: torch.device
+) -> tuple[float, int, dict[str, Line]]:
+    """Return G in seconds and bytes (medians), and what was measured of each row, by name."""
     parameters = pai.prunable_parameters(model, include_classifier=True)
+    goals = {(row.matrix, row.temperature) for row in rows}
+    goals |= {("gauss_newton", row.temperature) for row in rows}
+    exact = {goal: truth(model, batches, *goal) for goal in sorted(goals)}
+    lines = {row.name: Line() for row in rows}
+    units, sizes = [], []
+
+    def timed(work: Callable[[], Any]) -> tuple[float, Any, int]:
+        (spent, result), grown = with_peak(lambda: seconds(work, device), device)
+        return spent, result, grown
 
     def gradient_pass() -> Named:
         with scoring_mode(model):
             return mean_gradient(model, batches, parameters, None, 1.0)
 
-    exact = truth(model, batches)
     gradient_pass()
-    units: list[float] = []
-    ratios: dict[str, list[float]] = {name: [] for name in methods}
-    errors: dict[str, float] = {}
     for _ in range(rounds):
-        unit = statistics.median(seconds(gradient_pass)[0] for _ in range(3))
-        units.append(unit)
-        for name, method in methods.items():
-            spent, found = seconds(method)
-            ratios[name].append(spent / unit)
-            errors[name] = relative_error(found, exact)
-            print(f"  {name}: {spent / unit:.2f} G", file=sys.stderr)
-    yield "one gradient pass, seconds", statistics.median(units), float("nan")
-    for name in methods:
-        yield name, statistics.median(ratios[name]), errors[name]
+        before, _, size = timed(gradient_pass)
+        units.append(before)
+        sizes.append(size)
+        for row in rows:
+            line = lines[row.name]
+            try:
+                spent, found, grown = timed(row.run)
+            except Exception as error:  # a peer that fails is a line of the table
+                if row.name.startswith("pai "):
+                    raise
+                line.failure = one_line(error)
+                continue
+            after, _, _ = timed(gradient_pass)
+            line.ratios.append(spent / ((before + after) / 2))
+            line.errors.append(relative_error(found, exact[row.matrix, row.temperature]))
+            line.errors_to_ggn.append(relative_error(found, exact["gauss_newton", row.temperature]))
+            line.bytes.append(grown)
+            print(f"  {row.name}: {spent:.1f} s, {line.ratios[-1]:.2f} G", file=sys.stderr)
+            before = after
+            units.append(after)
+    return statistics.median(units), int(statistics.median(sizes)), lines
+
+
+def one_line(error: Exception) -> str:
+    """Return the type and the first line of the message, fit for a cell of a table."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:160]}".replace("|", "/")
 
 
 def main() -> None:
     """Parse the command line, measure, print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="resnet18", choices=available("model"))
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--size", type=int, default=32, help="height and width of the images")
@@ -220,16 +189,21 @@ def main() -> None:
     warnings.simplefilter("ignore")
     device = torch.device(arguments.device)
     model, batches = problem(arguments.model, arguments.samples, arguments.size, device)
-    methods = own_methods(model, batches) | peer_methods(model, batches, arguments.reference)
-    methods = {name: method for name, method in methods.items() if arguments.only in name}
+    rows = [*own_rows(model, batches), *peers(model, batches, arguments.reference)]
+    rows = [row for row in rows if arguments.only in row.name]
+    curved = curved_parameters(model, batches, pai.prunable_parameters(model))
+    unit, size, lines = measure(model, batches, rows, arguments.rounds, device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     print(
         f"{arguments.model}, {arguments.samples} samples of 3x{arguments.size}x{arguments.size}, "
-        f"{device}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} "
-        f"threads, torch {torch.__version__}, median of {arguments.rounds} rounds\n"
+        f"{name}, {torch.get_num_threads()} threads of {os.cpu_count()} processors, torch "
+        f"{torch.__version__}, median of {arguments.rounds} rounds; G is {unit:.2f} s and "
+        f"{size / MIB:.0f} MiB; the Hessian's diagonal is {'not ' if curved else ''}the "
+        f"Gauss-Newton matrix's\n"
     )
-    print("| method | time / G | relative error |\n|---|---|---|")
-    for name, ratio, error in measure(model, batches, methods, arguments.rounds):
-        print(f"| {name} | {ratio:.2f} | {'' if math.isnan(error) else f'{error:.2g}'} |")
+    print("| method | time / G | error | error to Gauss-Newton | MiB |\n|---|---|---|---|---|")
+    for name, line in lines.items():
+        print(f"| {name} | {' | '.join(line.cells())} |")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,224 @@
+"""Peak memory of scoring, against that of a plain backward pass over the same samples.
+
+    python benchmarks/memory.py [--network resnet18] [--samples 100] [--methods snip,grasp]
+
+Every number comes from a process of its own, after one sample has been scored in it. On a CPU it
+is the growth of the process's resident memory at its peak (Linux), on a GPU that of the memory
+allocated for tensors. A plain pass is ``loss.backward()`` in eval mode. Columns:
+
+- at once: growth when all samples are scored in one piece; in brackets with every tensor in a
+  mapping of its own, which leaves out the C allocator's unused rest (the same on a GPU);
+- to plain: weights plus growth, over the same of the plain pass;
+- copies: what a further sample takes, in units of ``pai.memory.activation_bytes`` for one sample,
+  from the bracketed growth for all samples and for half of them; in brackets, without them;
+- in the budget: growth, and how many samples were scored at once, with ``pai.memory_budget(gib)``.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import platform
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import pai
+from pai.memory import DEFAULT_GIB, activation_bytes
+from pai.state import scoring_mode
+
+MIB = 2**20
+CLASSES = 10
+Measured = dict[str, int]
+Method = Callable[[nn.Module, list[tuple[Tensor, Tensor]]], Any]
+
+
+def resnet18() -> tuple[nn.Module, int]:
+    """Return pai's ResNet-18 for CIFAR and the side of its images."""
+    from pai.models.resnet import resnet
+
+    return resnet(num_classes=CLASSES, in_channels=3), 32
+
+
+def resnet50() -> tuple[nn.Module, int]:
+    """Return torchvision's ResNet-50 at random weights and the side of its images."""
+    import torchvision
+
+    return torchvision.models.resnet50(num_classes=CLASSES), 224
+
+
+def vit_small() -> tuple[nn.Module, int]:
+    """Return timm's ViT-S with 16 x 16 patches at random weights and the side of its images."""
+    import timm
+
+    return timm.create_model("vit_small_patch16_224", num_classes=CLASSES), 224
+
+
+NETWORKS = {function.__name__: function for function in (resnet18, resnet50, vit_small)}
+
+
+def plain_pass(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
+    """Take one forward and backward pass over each batch."""
+    with scoring_mode(model):
+        for inputs, targets in batches:
+            F.cross_entropy(model(inputs), targets).backward()
+
+
+def methods() -> dict[str, Method]:
+    """Return what is measured; the first is what the others are compared with."""
+
+    def diagonal(estimator: Any, **options: Any) -> Method:
+        return lambda model, batches: pai.curvature_diagonal(
+            model, batches, estimator=estimator, **options
+        )
+
+    def scorer(name: str) -> Method:
+        method: Method = pai.load_scorer(name)
+        return method
+
+    return {
+        "plain": plain_pass,
+        "snip": scorer("snip"),
+        "empirical_fisher": diagonal("empirical_fisher"),
+        "fts": scorer("fts"),
+        "mc_fisher": diagonal("mc_fisher"),
+        "mc_fisher_4": diagonal("mc_fisher", num_draws=4),
+        "exact_ggn": diagonal("exact_ggn"),
+        "hutchinson": diagonal("hutchinson", num_probes=1),
+        "hutchinson_3": diagonal("hutchinson", num_probes=3),
+        "hutchinson_gn": diagonal("hutchinson", num_probes=1, matrix="gauss_newton"),
+        "hutchinson_gn_3": diagonal("hutchinson", num_probes=3, matrix="gauss_newton"),
+        "grasp": scorer("grasp"),
+    }
+
+
+def with_peak(work: Callable[[], Any], device: torch.device) -> tuple[Any, int]:
+    """Return what ``work`` returns, and by how many bytes memory grew at its peak.
+
+    On a GPU it is the memory of tensors, on a CPU the resident memory of the process.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        result = work()
+        return result, torch.cuda.max_memory_allocated(device) - before
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier work has freed would be taken again, unseen
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM, the peak, starts again at VmRSS
+    before = _resident("VmRSS")
+    result = work()
+    return result, _resident("VmHWM") - before
+
+
+def _resident(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+def measure_here(network: str, method: str, samples: int, gib: float, device: str) -> Measured:
+    """Measure one method in this process, which should be new."""
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    model, side = NETWORKS[network]()
+    model = model.to(device).eval()
+    x = torch.randn(samples, 3, side, side, device=device)
+    y = torch.arange(samples, device=device) % CLASSES
+    work, most = methods()[method], [0]
+    model.register_forward_pre_hook(lambda _, inputs: most.append(len(inputs[0])))
+    work(model, [(x[:1], y[:1])])
+    for parameter in model.parameters():
+        parameter.grad = None
+    with pai.memory_budget(gib):
+        _, growth = with_peak(lambda: work(model, [(x, y)]), torch.device(device))
+    return {
+        "growth": growth,
+        "samples_at_once": max(most),
+        "per_sample": activation_bytes(model, x[:1]),
+        "weights": sum(p.nbytes for p in model.parameters()),
+    }
+
+
+def measure(
+    network: str, method: str, samples: int, gib: float, device: str, *, own_mappings: bool
+) -> Measured:
+    """Measure one method in a new process."""
+    environment = dict(os.environ)
+    if own_mappings:
+        environment["MALLOC_MMAP_THRESHOLD_"] = str(2**16)
+    call = f"measure_here({network!r}, {method!r}, {samples}, {gib}, {device!r})"
+    script = f"import json, memory; print(json.dumps(memory.{call}))"
+    folder = str(Path(__file__).resolve().parent)
+    path = os.pathsep.join(filter(None, [folder, environment.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    result: Measured = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def row(network: str, method: str, samples: int, gib: float, device: str) -> dict[str, float]:
+    """Measure one method in all ways."""
+    everything = 2.0**20  # a budget that never splits
+    run = partial(measure, network, method, device=device)
+    resident = run(samples, everything, own_mappings=False)
+    whole = run(samples, everything, own_mappings=True)
+    half = run(samples // 2, everything, own_mappings=True)
+    slope = (whole["growth"] - half["growth"]) / (samples - samples // 2)
+    budget = run(samples, gib, own_mappings=False) if method != "plain" else resident
+    return {
+        "resident": resident["growth"], "tensors": whole["growth"], "weights": whole["weights"],
+        "copies": slope / whole["per_sample"], "rest": whole["growth"] - samples * slope,
+        "in_budget": budget["growth"], "at_once": budget["samples_at_once"],
+        "per_sample": whole["per_sample"],
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Parse the command line, measure, print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--network", default="resnet18", choices=NETWORKS)
+    parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--methods", default=",".join(methods()), help="of the list, with commas")
+    parser.add_argument("--gib", type=float, default=DEFAULT_GIB, help="memory budget in GiB")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    chosen = arguments.methods.split(",")
+    common = (arguments.samples, arguments.gib, arguments.device)
+    base: dict[str, float] = {}
+    for method in ["plain", *(name for name in chosen if name != "plain")]:
+        found = row(arguments.network, method, *common)
+        if not base:
+            base = found
+            print(
+                f"{arguments.network}, {arguments.samples} samples, {arguments.device}, torch "
+                f"{torch.__version__}; weights {found['weights'] / MIB:.0f} MiB, activations "
+                f"{found['per_sample'] / MIB:.1f} MiB per sample\n\n"
+                f"| method | at once, MiB | to plain | copies | in {arguments.gib:g} GiB, MiB |\n"
+                "|---|---|---|---|---|"
+            )
+        ratios = [
+            (found[key] + found["weights"]) / (base[key] + base["weights"])
+            for key in ("resident", "tensors")
+        ]
+        print(
+            f"| {method} | {found['resident'] / MIB:.0f} ({found['tensors'] / MIB:.0f}) "
+            f"| {ratios[0]:.2f} ({ratios[1]:.2f}) "
+            f"| {found['copies']:.2f} ({found['rest'] / MIB:.0f} MiB) "
+            f"| {found['in_budget'] / MIB:.0f} at {found['at_once']:.0f} samples |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
