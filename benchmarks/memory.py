@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pai
-from pai.memory import DEFAULT_GIB, activation_bytes
+from pai.memory import CPU_GIB, activation_bytes
 from pai.state import scoring_mode
 
 MIB = 2**20
@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--network", default="resnet18", choices=NETWORKS)
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--methods", default=",".join(methods()), help="of the list, with commas")
-    parser.add_argument("--gib", type=float, default=DEFAULT_GIB, help="memory budget in GiB")
+    parser.add_argument("--gib", type=float, default=CPU_GIB, help="memory budget in GiB")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     chosen = arguments.methods.split(",")
