@@ -42,6 +42,19 @@ def test_the_python_example_of_the_readme_runs_as_written() -> None:
     assert (names["model"][0].weight != 0).sum() == 640
 
 
+def test_every_relative_link_leads_to_a_file() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    links = [
+        (page, target)
+        for page in pages
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+        if "://" not in target
+    ]
+    assert len(links) >= 3
+    for page, target in links:
+        assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
 def test_every_choice_the_readme_lists_exists_and_the_other_way_round() -> None:
     text = (ROOT / "README.md").read_text()
     listed = set(re.findall(r"[a-z_0-9]+", " ".join(re.findall(r"`([^`]*)`", text))))

@@ -98,8 +98,8 @@ def values(cells: Sequence[Cell], against: str, measure: str) -> list[float]:
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    texts = ["| " + " | ".join(line) + " |" for line in (header, *rows)]
+    return "\n".join([texts[0], "|---" * len(header) + "|", *texts[1:]]) + "\n"
 
 
 def cost_table(cells: Sequence[Cell]) -> str:
