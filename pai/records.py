@@ -15,7 +15,7 @@ FILE_NAME = "record.json"
 _PATIENCE_S = 10.0  # workers of a killed run notice its end within five seconds
 
 
-class InUse(Exception):
+class FolderInUseError(Exception):
     """Another process holds the folder."""
 
 
@@ -27,7 +27,7 @@ def alone_in(folder: Path, patience_s: float = _PATIENCE_S) -> Iterator[None]:
     taken as it is.
 
     Raises:
-        InUse: another process holds it, even after ``patience_s`` seconds.
+        FolderInUseError: another process holds it, even after ``patience_s`` seconds.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -38,7 +38,7 @@ def alone_in(folder: Path, patience_s: float = _PATIENCE_S) -> Iterator[None]:
                 break
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
-                    raise InUse(folder) from error
+                    raise FolderInUseError(folder) from error
                 time.sleep(0.1)
             except OSError as error:
                 if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):

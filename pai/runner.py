@@ -22,7 +22,7 @@ from pai.output import CHECKPOINT_FILE, NoOutput, Output
 from pai.parallel import processes
 from pai.plan import Plan
 from pai.prunable import prunable_parameters
-from pai.records import InUse, alone_in, read_record, remove_partial_writes, write_record
+from pai.records import FolderInUseError, alone_in, read_record, remove_partial_writes, write_record
 from pai.scorers.memo import remembering
 from pai.seeding import generator, global_seed
 from pai.tracking.base import RunLabels
@@ -46,7 +46,7 @@ def run(plan: Plan, run_dir: Path, labels: RunLabels) -> dict[str, Any]:
     try:
         with alone_in(run_dir):
             return _run(plan, run_dir, labels)
-    except InUse as error:
+    except FolderInUseError as error:
         raise ConfigError(
             f"hydra.run.dir: another process is running in {run_dir}; wait for it, or choose "
             f"another directory"

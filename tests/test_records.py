@@ -14,7 +14,7 @@ from tiny import environment
 
 from pai.records import (
     FILE_NAME,
-    InUse,
+    FolderInUseError,
     alone_in,
     read_record,
     write_bytes_atomically,
@@ -185,7 +185,7 @@ def test_a_folder_is_held_by_one_process_until_it_ends_however_it_ends(tmp_path:
     with other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(InUse), alone_in(tmp_path, patience_s=0.2):
+        with pytest.raises(FolderInUseError), alone_in(tmp_path, patience_s=0.2):
             pass
         other.kill()
         with alone_in(tmp_path):

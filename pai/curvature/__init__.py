@@ -1,6 +1,7 @@
 """Diagonals of curvature matrices: one estimator per file, one shape for all of them."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -81,12 +82,9 @@ def curvature_diagonal(
     if parameters is None:
         parameters = prunable_parameters(model)
 
-    def compute() -> Estimate:
-        found: Estimate = method(
-            model, batches, parameters,
-            loss_fn=loss_fn, generator=generator, with_gradient=False,
-        )  # fmt: skip
-        return found
-
+    compute: Callable[[], Estimate] = functools.partial(
+        method, model, batches, parameters,
+        loss_fn=loss_fn, generator=generator, with_gradient=False,
+    )  # fmt: skip
     with scoring_mode(model):
         return within_memory(compute, model, generator).diagonal
