@@ -19,7 +19,7 @@ LAYERS = (
     {"errors"},
     {"parallel", "distributed"},
     {"memory"},
-    {"cache", "naming", "paths", "records", "seeding", "environment", "models",
+    {"cache", "trust", "naming", "paths", "records", "seeding", "environment", "models",
      "saliency", "prunable", "state", "objective", "warmup", "tracking", "clock"},
     {"components", "data", "curvature", "reports", "flops"},
     {"schema", "library", "scorers", "masking", "training"},
