@@ -17,9 +17,9 @@ TREES = {name: ast.parse(path.read_text()) for name, path in zip(NAMES, FILES, s
 # A module or package of pai imports only from lower layers: never upward, never sideways.
 LAYERS = (
     {"parallel", "distributed"},
-    {"memory"},
+    {"memory", "state"},
     {"errors", "cache", "naming", "paths", "records", "seeding", "environment", "models",
-     "saliency", "prunable", "state", "objective", "warmup", "tracking", "clock"},
+     "saliency", "prunable", "objective", "warmup", "tracking", "clock"},
     {"components", "data", "curvature", "reports", "flops"},
     {"schema", "library", "scorers", "masking", "training"},
     {"compose", "plan", "output", "cache_command"},
