@@ -1,5 +1,5 @@
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -96,6 +96,82 @@ def test_iterated_synflow_never_removes_a_whole_layer_before_it_must() -> None:
     assert not all(
         bool(m.any()) for m in pai.find_mask(model, batches, magnitude, **arguments).values()
     )
+
+
+@pytest.mark.parametrize("kind", [Exponential, Linear])
+def test_a_weight_returns_only_if_the_schedule_lets_it(kind: Any) -> None:
+    rounds = [torch.tensor([0.0, 1, 2, 3]), torch.tensor([9.0, 1, 2, 3])]
+    for revive, kept in ((False, [False, False, False, True]), (True, [True, False, False, False])):
+        scores = iter([{"a": score} for score in rounds])
+
+        def score(mask: Any, scores: Iterator[dict[str, Tensor]] = scores) -> dict[str, Tensor]:
+            return next(scores)
+
+        mask = iterate(score, kind(2, revive=revive), 0.75, "global")
+        assert mask["a"].tolist() == kept
+
+
+def test_scores_are_of_dense_weights_at_the_pruned_network() -> None:
+    """The derivative of ``w m x`` by m is ``w x``: a pruned weight of 2 scores 2."""
+    model = nn.Linear(4, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0, 2, 3, 4]]))
+    seen = []
+
+    def scorer(model: nn.Module, batches: Any, **options: Any) -> dict[str, Tensor]:
+        options["loss_fn"] = lambda outputs, targets: outputs.mean()
+        found = pai.load_scorer("snip")(model, batches, **options)
+        seen.append((model.get_parameter("weight").tolist(), found["weight"].tolist()))
+        return dict(found)
+
+    for revive in (False, True):
+        seen.clear()
+        pai.find_mask(
+            model, [(torch.ones(1, 4), torch.zeros(1))], scorer, sparsity=0.75,
+            schedule=Linear(2, revive=revive), include_classifier=True,
+        )  # fmt: skip
+        assert seen == [([[1, 2, 3, 4]], [[1, 2, 3, 4]]), ([[0, 0, 3, 4]], [[1, 2, 3, 4]])]
+
+
+def test_each_round_has_its_own_samples_only_if_the_schedule_resamples() -> None:
+    model = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2))
+    for resample, wanted in ((True, [0, 1, 2]), (False, [0, 0, 0])):
+        asked: list[int] = []
+        seen: list[int] = []
+
+        def draw(number: int, asked: list[int] = asked) -> Any:
+            asked.append(number)
+            return [(torch.full((1, 2), float(number)), torch.tensor([0]))]
+
+        def scorer(
+            model: nn.Module, batches: Any, seen: list[int] = seen, **options: Any
+        ) -> dict[str, Tensor]:
+            seen.append(int(next(iter(batches))[0][0, 0]))
+            return {name: p.detach().abs() for name, p in options["parameters"].items()}
+
+        schedule = Exponential(3, resample=resample)
+        pai.find_mask(model, draw, scorer, sparsity=0.5, schedule=schedule)
+        assert asked == seen == wanted
+
+
+def test_a_schedule_that_resamples_needs_to_be_given_samples() -> None:
+    model = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2))
+    batches = [(torch.zeros(1, 2), torch.tensor([0]))]
+    with pytest.raises(ValueError, match="batches must be a function of the round"):
+        pai.find_mask(
+            model, batches, pai.load_scorer("magnitude"), sparsity=0.5,
+            schedule=pai.load_schedule("force"),
+        )  # fmt: skip
+
+
+def test_default_schedules_are_those_of_the_yaml_files() -> None:
+    assert pai.default_schedule("snip") == OneShot()
+    assert pai.default_schedule("synflow") == pai.default_schedule("px") == Exponential(100)
+    assert pai.default_schedule("iter_snip") == Exponential(60, resample=True)
+    assert pai.default_schedule("force") == Exponential(60, revive=True, resample=True)
+    assert pai.default_schedule("ntk_sap") == Exponential(20)
+    with pytest.raises(ValueError, match="did you mean 'force'"):
+        pai.default_schedule("forse")
 
 
 def test_a_model_without_prunable_weights_is_refused() -> None:
