@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from pai.masking.select import Mask, Scope, check_sparsity, select
+from pai.masking.select import Mask, Scope, as_rule, check_sparsity, select
 from pai.objective import Batches, LossFn
 from pai.prunable import prunable_parameters
 from pai.state import masked_weights
@@ -62,12 +62,16 @@ class Linear:
         return [*(target * k / self.rounds for k in range(1, self.rounds)), target]
 
 
-def iterate(score: ScoreFn, schedule: Schedule, sparsity: float, scope: Scope) -> Mask:
+def iterate(
+    score: ScoreFn, schedule: Schedule, sparsity: float, scope: Scope, *,
+    within: Mask | None = None, towards: float | None = None,
+) -> Mask:  # fmt: skip
     """Score and select once per round; a weight that was removed never returns."""
     check_sparsity(sparsity)
-    mask: Mask | None = None
+    rule, goal = as_rule(scope), sparsity if towards is None else towards
+    mask = within
     for target in schedule.sparsities(sparsity):
-        mask = select(score(mask), target, scope, within=mask)
+        mask = select(score(mask), target, rule, within=mask, towards=goal)
     assert mask is not None, "a schedule has at least one round"
     return mask
 
@@ -83,6 +87,8 @@ def find_mask(
     loss_fn: LossFn | None = None,
     generator: torch.Generator | None = None,
     include_classifier: bool = False,
+    within: Mask | None = None,
+    towards: float | None = None,
 ) -> Mask:
     """Score ``model`` and return the mask, over as many rounds as ``schedule`` has.
 
@@ -95,10 +101,12 @@ def find_mask(
         scorer: from :func:`pai.load_scorer`, or any callable of its form.
         sparsity: the fraction of prunable weights to remove.
         schedule: default :class:`OneShot`.
-        scope: ``"global"`` or ``"layer"`` (:func:`pai.select`).
+        scope: ``"global"``, ``"layer"``, ... (:func:`pai.select`).
         loss_fn: default cross-entropy.
         generator: makes stochastic scorers reproducible.
         include_classifier: also prune the final classifier.
+        within: an earlier mask, the network's so far; its removed weights stay removed.
+        towards: the final sparsity, if ``sparsity`` is one on the way to it.
 
     Raises:
         ValueError: see :func:`pai.select`; or the model has no prunable weights.
@@ -113,7 +121,9 @@ def find_mask(
                 model, batches, loss_fn=loss_fn, generator=generator, parameters=parameters
             )
 
-    return iterate(score, schedule or OneShot(), sparsity, scope)
+    return iterate(
+        score, schedule or OneShot(), sparsity, scope, within=within, towards=towards
+    )
 
 
 def _check_rounds(rounds: int) -> None:
