@@ -189,7 +189,9 @@ def proportional(
             break
         before = end
     inside = {
-        name for name, w in weights.items() if lowest[name] < (before + after) / 2 * w < highest[name]
+        name
+        for name, w in weights.items()
+        if lowest[name] < (before + after) / 2 * w < highest[name]
     }
     if not inside:
         return at(after)

@@ -95,7 +95,8 @@ class Pattern:
         """Return the N highest allowed of each group, in the shape of ``values``."""
         grouped, free = self._groups(values.detach()), self._groups(allowed.to(values.device))
         order = grouped.argsort(dim=1, descending=True, stable=True)
-        order = order.gather(1, free.gather(1, order).int().argsort(1, descending=True, stable=True))
+        allowed_first = free.gather(1, order).int().argsort(dim=1, descending=True, stable=True)
+        order = order.gather(1, allowed_first)
         kept = torch.zeros_like(free).scatter_(1, order[:, : self.n], value=True) & free
         rows = values.movedim(1, -1)
         return kept.view(rows.shape).movedim(-1, 1)

@@ -121,9 +121,7 @@ def find_mask(
                 model, batches, loss_fn=loss_fn, generator=generator, parameters=parameters
             )
 
-    return iterate(
-        score, schedule or OneShot(), sparsity, scope, within=within, towards=towards
-    )
+    return iterate(score, schedule or OneShot(), sparsity, scope, within=within, towards=towards)
 
 
 def _check_rounds(rounds: int) -> None:
