@@ -196,7 +196,9 @@ def test_global_masks_keep_exactly_the_asked_number(sparsity: float, tmp_path: P
     assert record["mask"]["kept"] == max(1, round((1 - sparsity) * PRUNABLE))
 
 
-def test_layerwise_masks_keep_the_same_fraction_of_each_layer_and_exactly_the_total(tmp_path: Path) -> None:
+def test_layerwise_masks_keep_the_same_fraction_of_each_layer_and_exactly_the_total(
+    tmp_path: Path,
+) -> None:
     record = tiny_run(tmp_path, "sparsity=0.98", "scope=layer", "training.epochs=0")
     assert record["mask"]["kept"] == round(0.02 * PRUNABLE)
     for layer in record["mask"]["layers"]:

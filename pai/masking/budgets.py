@@ -181,7 +181,8 @@ def proportional(
 
     ends = [b[name] / w for b in (lowest, highest) for name, w in weights.items() if w > 0]
     before, after = 0.0, max(ends, default=0.0)
-    if not sum(at(before).values()) <= total <= sum(at(after).values()):
+    most = sum(highest[name] if w > 0 else lowest[name] for name, w in weights.items())
+    if not sum(lowest.values()) <= total <= most:
         raise ValueError(f"scope: the layers cannot keep {total:,.0f} weights together")
     for end in sorted(ends):
         if sum(at(end).values()) >= total:
