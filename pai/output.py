@@ -55,12 +55,12 @@ class Output:
         return self._run_dir / _ROUND_FILES.replace("*", str(number + 1))
 
     def round_done(self, state: dict[str, Any]) -> None:
-        """Store what the rounds so far have come to."""
+        """Store what the rounds so far have come to, after the record that belongs to it."""
+        self._clock.tick()
+        write_record(self._run_dir, self._record)
         save_checkpoint(self._run_dir / ROUNDS_FILE, state)
         done = self._run_dir / _ROUND_FILES.replace("*", str(state["done"]))
         done.unlink(missing_ok=True)
-        self._clock.tick()
-        write_record(self._run_dir, self._record)
 
     def stored_rounds(self) -> dict[str, Any] | None:
         """Return what :meth:`round_done` stored last in the interrupted run, if anything."""

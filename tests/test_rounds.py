@@ -214,7 +214,7 @@ def test_rounds_of_another_run_are_not_trusted(whole: Path, tmp_path: Path) -> N
 def test_damaged_rounds_are_named(whole: Path, tmp_path: Path) -> None:
     run_dir = shutil.copytree(whole / "6", tmp_path / "run")
     (run_dir / "rounds.pt").write_bytes(b"damaged")
-    with pytest.raises(RunError, match=r"rounds\.pt.*remove it to start over"):
+    with pytest.raises(RunError, match=r"(?s)rounds\.pt.*remove it to start over"):
         tiny_run(run_dir, *TICKET)
     (run_dir / "rounds.pt").unlink()
     record = tiny_run(run_dir, *TICKET)
