@@ -11,14 +11,14 @@ from test_distributed import torchrun
 from tiny import check, plan, record_in, tiny_run, untimed
 from torch import Tensor, nn
 
-import pai
-import pai.rounds
 import pai.runner
-import pai.training.checkpoint
+import pai.training.loop
 from pai.errors import ConfigError, RunError
 from pai.masking.rounds import TrainAndPrune
+from pai.records import write_bytes_atomically
 from pai.scorers.magnitude import Magnitude
 from pai.seeding import derive_seed, global_seed
+from pai.training.loop import train
 
 TICKET = (
     "baseline=lottery_ticket", "baseline.rounds=2", "baseline.rewind_to=1", "training.epochs=2",
@@ -50,7 +50,7 @@ def initial(*overrides: str) -> dict[str, Tensor]:
 def states_of_training(run_dir: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Any:
     """Return the state dict after each epoch of a dense run."""
     states: list[dict[str, Tensor]] = []
-    real = pai.training.loop._next_state  # type: ignore[attr-defined]
+    real = pai.training.loop._next_state
 
     def note(state: Any, model: nn.Module, *rest: Any) -> Any:
         states.append({name: v.clone() for name, v in model.state_dict().items()})
@@ -94,15 +94,14 @@ def test_rewinding_to_an_epoch_restores_the_weights_of_that_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[Any] = []
-    real = pai.runner.train
 
     def note(model: nn.Module, *rest: Any, **options: Any) -> Any:
         state = {name: v.clone() for name, v in model.state_dict().items()}
         started.append((state, options["first_epoch"]))
-        return real(model, *rest, **options)
+        return train(model, *rest, **options)
 
     dense = states_of_training(tmp_path / "dense", monkeypatch, "training.epochs=2")
-    monkeypatch.setattr(pai.runner, "train", note)
+    monkeypatch.setattr("pai.runner.train", note)
     spy = Spy()
     record = tiny_run(
         tmp_path / "run", "baseline=lottery_ticket", "baseline.rounds=1", "baseline.rewind_to=1",
@@ -132,13 +131,12 @@ def test_each_training_that_keeps_the_weights_has_an_order_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds: list[int] = []
-    real = pai.rounds.train
 
     def note(*arguments: Any, **options: Any) -> Any:
         seeds.append(options["seed"])
-        return real(*arguments, **options)
+        return train(*arguments, **options)
 
-    monkeypatch.setattr(pai.rounds, "train", note)
+    monkeypatch.setattr("pai.rounds.train", note)
     tiny_run(tmp_path / "kept", *AFTER_TRAINING, "baseline.rounds=2")
     assert seeds == [derive_seed(0, "round/0"), derive_seed(0, "round/1")]
     seeds.clear()
@@ -150,16 +148,15 @@ def test_each_training_that_keeps_the_weights_has_an_order_of_its_own(
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed lottery-ticket run, and its directory after every write of a checkpoint."""
     folder = tmp_path_factory.mktemp("whole")
-    real = pai.training.checkpoint.write_bytes_atomically
     moments: list[str] = []
 
     def write(path: Path, content: bytes) -> None:
-        real(path, content)
+        write_bytes_atomically(path, content)
         moments.append(path.name)
         shutil.copytree(folder / "run", folder / str(len(moments)))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pai.training.checkpoint, "write_bytes_atomically", write)
+        patch.setattr("pai.training.checkpoint.write_bytes_atomically", write)
         tiny_run(folder / "run", *TICKET)
     assert moments == [
         "rounds.pt", "round-1.pt", "rounds.pt", "round-1.pt", "rounds.pt", "round-2.pt",
@@ -178,7 +175,7 @@ def test_a_run_killed_at_any_stage_ends_bit_for_bit_as_the_undisturbed_one(
 ) -> None:
     run_dir = shutil.copytree(whole / str(moment), tmp_path / "run")
     epochs: list[int] = []
-    real = pai.training.loop._train_epoch  # type: ignore[attr-defined]
+    real = pai.training.loop._train_epoch
 
     def count(*arguments: Any) -> Any:
         epochs.append(arguments[-1])
