@@ -145,6 +145,16 @@ def test_equal_remainders_go_to_the_earlier_layer_whatever_the_rounding_errors()
     }  # fmt: skip
 
 
+def test_a_layer_that_would_gain_by_a_smaller_total_is_bounded_by_what_it_has() -> None:
+    """The Alabama paradox: of 11 the small layer gets 1, of 10 it would get 2."""
+    scores = scores_of({"a": (6,), "b": (6,), "small": (2,)})
+    eleven = pai.select(scores, 3 / 14, scope="layer")
+    assert counts(eleven) == {"a": 5, "b": 5, "small": 1}
+    assert counts(pai.select(scores, 4 / 14, scope="layer")) == {"a": 4, "b": 4, "small": 2}
+    ten = pai.select(scores, 4 / 14, scope="layer", within=eleven)
+    assert counts(ten) == {"a": 5, "b": 4, "small": 1}
+
+
 def test_layer_keeps_one_weight_of_a_tiny_layer() -> None:
     kept = counts(pai.select(scores_of({"tiny": (3,), "big": (997,)}), 0.99, scope="layer"))
     assert kept == {"tiny": 1, "big": 9}  # 0.03 and 9.97 of 10
