@@ -24,6 +24,11 @@ class Clock:
             self.tick()
             del self._since[key]
 
+    def add(self, **seconds: float) -> None:
+        """Add seconds that were measured elsewhere."""
+        for key, value in seconds.items():
+            self.seconds[key] = self.seconds.get(key, 0.0) + value
+
     def tick(self) -> None:
         """Bring ``seconds`` up to date within the blocks, for a record that may be the last."""
         if torch.cuda.is_available():

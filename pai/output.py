@@ -17,9 +17,17 @@ from pai.masking.mask import load_mask, mask_report, mask_sha256, save_mask
 from pai.masking.select import Mask
 from pai.records import write_bytes_atomically, write_record
 from pai.tracking.base import Session
+from pai.training.checkpoint import load_checkpoint, save_checkpoint
 
 MASK_FILE, MODEL_FILE, CHECKPOINT_FILE = "mask.safetensors", "model.safetensors", "checkpoint.pt"
+ROUNDS_FILE, _ROUND_FILES = "rounds.pt", "round-*.pt"
 _log = logging.getLogger("pai")
+
+
+def remove_checkpoints(run_dir: Path) -> None:
+    """Remove what only an unfinished run needs."""
+    for path in (run_dir / CHECKPOINT_FILE, run_dir / ROUNDS_FILE, *run_dir.glob(_ROUND_FILES)):
+        path.unlink(missing_ok=True)
 
 
 class Output:
@@ -41,6 +49,22 @@ class Output:
     def scores(self, scores: Mapping[str, Tensor]) -> None:
         """Track the scores the mask was selected from."""
         self._session.log_scores(scores)
+
+    def round_checkpoint(self, number: int) -> Path | None:
+        """Return where the training of a round before the mask keeps its state."""
+        return self._run_dir / _ROUND_FILES.replace("*", str(number + 1))
+
+    def round_done(self, state: dict[str, Any]) -> None:
+        """Store what the rounds so far have come to, after the record that belongs to it."""
+        self._clock.tick()
+        write_record(self._run_dir, self._record)
+        save_checkpoint(self._run_dir / ROUNDS_FILE, state)
+        done = self._run_dir / _ROUND_FILES.replace("*", str(state["done"]))
+        done.unlink(missing_ok=True)
+
+    def stored_rounds(self) -> dict[str, Any] | None:
+        """Return what :meth:`round_done` stored last in the interrupted run, if anything."""
+        return load_checkpoint(self._run_dir / ROUNDS_FILE)
 
     def new_mask(self, model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor) -> None:
         """Describe ``mask`` in the record and write both."""
@@ -102,6 +126,17 @@ class NoOutput(Output):
 
     def scores(self, scores: Mapping[str, Tensor]) -> None:
         """Track nothing."""
+
+    def round_checkpoint(self, number: int) -> Path | None:
+        """Return no path."""
+        return None
+
+    def round_done(self, state: dict[str, Any]) -> None:
+        """Write nothing."""
+
+    def stored_rounds(self) -> dict[str, Any] | None:
+        """Return nothing: the main process sends it."""
+        return None
 
     def new_mask(self, model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor) -> None:
         """Write nothing."""

@@ -14,7 +14,11 @@ from pai.components import build
 from pai.data.bundle import Dataset, DataSpec
 from pai.distributed import launched, local_rank
 from pai.errors import ConfigError, first_line
+from pai.masking.budgets import Shapes
+from pai.masking.rounds import TrainAndPrune
+from pai.masking.sanity import Sanity
 from pai.masking.schedule import Schedule
+from pai.masking.select import Rule, as_rule
 from pai.prunable import classifier, prunable_parameters
 from pai.schema import GROUPS, check_config
 from pai.scorers.base import Scorer
@@ -24,7 +28,7 @@ from pai.warmup import Warmup
 
 _KINDS = {
     "dataset": Dataset, "scorer": Scorer, "warmup": Warmup, "schedule": Schedule,
-    "training": Training, "logger": Tracker,
+    "baseline": TrainAndPrune, "sanity": Sanity, "training": Training, "logger": Tracker,
 }  # fmt: skip
 
 
@@ -39,6 +43,9 @@ class Plan:
     scorer: Scorer
     warmup: Warmup
     schedule: Schedule
+    rule: Rule
+    baseline: TrainAndPrune
+    sanity: Sanity
     training: Training
     tracker: Tracker
     device: torch.device
@@ -69,7 +76,9 @@ def prepare(config: Mapping[str, Any]) -> Plan:
             f"scoring.samples_per_class: {wanted} is too many; the smallest class has "
             f"{spec.smallest_class} training images"
         )
-    _check_model(json.dumps(config["model"]), spec, include_classifier=config["include_classifier"])
+    shapes = _check_model(
+        json.dumps(config["model"]), spec, include_classifier=config["include_classifier"]
+    )
     return Plan(
         config=dict(config),
         dataset=parts["dataset"],
@@ -78,10 +87,40 @@ def prepare(config: Mapping[str, Any]) -> Plan:
         scorer=parts["scorer"],
         warmup=parts["warmup"],
         schedule=parts["schedule"],
+        rule=_check_pruning(config, parts, shapes),
+        baseline=parts["baseline"],
+        sanity=parts["sanity"],
         training=parts["training"],
         tracker=parts["logger"],
         device=device,
     )
+
+
+def _check_pruning(config: Mapping[str, Any], parts: Mapping[str, Any], shapes: Shapes) -> Rule:
+    """Return the rule of selection, once scope, sparsity, baseline and sanity check fit together.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    try:
+        rule = as_rule(config["scope"])
+        if not parts["scorer"].keeps_everything:
+            rule.check(shapes, config["sparsity"])
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if parts["scorer"].keeps_everything and type(parts["sanity"]) is not Sanity:
+        raise ConfigError(
+            "sanity: scorer=none keeps everything, so there is nothing to check; use sanity=none"
+        )
+    try:
+        parts["sanity"].check(rule)
+    except ValueError as error:
+        raise ConfigError(f"sanity: {error}") from error
+    try:
+        parts["baseline"].check(parts["schedule"], parts["training"].epochs)
+    except ValueError as error:
+        raise ConfigError(f"baseline: {error}") from error
+    return rule
 
 
 def _model_builder(node: Mapping[str, Any], spec: DataSpec) -> Callable[[], nn.Module]:
@@ -145,8 +184,12 @@ def resolve_device(name: str) -> torch.device:
 
 
 @functools.cache
-def _check_model(model_config: str, spec: DataSpec, *, include_classifier: bool) -> None:
-    """Build the model once and run it on two empty images; remembered over the jobs of a sweep."""
+def _check_model(model_config: str, spec: DataSpec, *, include_classifier: bool) -> Shapes:
+    """Build the model once and run it on two empty images; remembered over the jobs of a sweep.
+
+    Returns:
+        The shapes of its prunable weights by name.
+    """
     build_model = _model_builder(json.loads(model_config), spec)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
@@ -166,8 +209,15 @@ def _check_model(model_config: str, spec: DataSpec, *, include_classifier: bool)
             f"model: gives outputs of shape {shape} where "
             f"(2, {spec.num_classes}) is needed for two images and {spec.num_classes} classes"
         )
-    if not prunable_parameters(model, include_classifier=include_classifier):
+    shapes = {
+        name: tuple(parameter.shape)
+        for name, parameter in prunable_parameters(
+            model, include_classifier=include_classifier
+        ).items()
+    }
+    if not shapes:
         hint = "" if include_classifier or classifier(model) is None else (
             "; only its classifier could be pruned, with include_classifier=true"
         )  # fmt: skip
         raise ConfigError(f"model: has no prunable weights{hint}")
+    return shapes

@@ -18,11 +18,12 @@ from pai.masking.mask import apply_mask, dense_mask
 from pai.masking.schedule import RoundBatches, find_mask
 from pai.masking.select import Mask
 from pai.memory import memory_budget
-from pai.output import CHECKPOINT_FILE, NoOutput, Output
+from pai.output import CHECKPOINT_FILE, ROUNDS_FILE, NoOutput, Output, remove_checkpoints
 from pai.parallel import processes
 from pai.plan import Plan
 from pai.prunable import prunable_parameters
 from pai.records import FolderInUseError, alone_in, read_record, remove_partial_writes, write_record
+from pai.rounds import prune_in_rounds
 from pai.scorers.memo import remembering
 from pai.seeding import derive_seed, generator, global_seed
 from pai.tracking.base import RunLabels
@@ -58,13 +59,10 @@ def _run(plan: Plan, run_dir: Path, labels: RunLabels) -> dict[str, Any]:
     if earlier is not None:
         remove_partial_writes(run_dir)
         if earlier["status"] == "completed":
-            (run_dir / CHECKPOINT_FILE).unlink(missing_ok=True)
+            remove_checkpoints(run_dir)
             broadcast_object(None)  # for `follow`
             return earlier
-    checkpoint = run_dir / CHECKPOINT_FILE
-    if earlier is None or earlier["mask"] is None:  # nothing says what a checkpoint here is from
-        checkpoint.unlink(missing_ok=True)
-    record = _begin(plan, labels, earlier if checkpoint.exists() else None)
+    record = _begin(plan, labels, _what_remains(run_dir, earlier))
     write_record(run_dir, record)
     clock = Clock(record["timing_s"])
     try:
@@ -82,7 +80,7 @@ def _run(plan: Plan, run_dir: Path, labels: RunLabels) -> dict[str, Any]:
         raise
     record |= {"status": "completed", "ended_at": _now()}
     write_record(run_dir, record)
-    checkpoint.unlink(missing_ok=True)
+    remove_checkpoints(run_dir)
     return record
 
 
@@ -120,6 +118,21 @@ def check_run_directory(run_dir: Path, config: Mapping[str, Any]) -> dict[str, A
     return record
 
 
+def _what_remains(run_dir: Path, earlier: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the record of the work that need not be repeated, if there is any.
+
+    Without a checkpoint of the training, the mask is found again from what the rounds have stored.
+    """
+    if earlier is not None:
+        if earlier["mask"] is not None and (run_dir / CHECKPOINT_FILE).exists():
+            return earlier
+        if (run_dir / ROUNDS_FILE).exists():
+            (run_dir / CHECKPOINT_FILE).unlink(missing_ok=True)
+            return earlier | {"mask": None}
+    remove_checkpoints(run_dir)  # nothing says what they are from
+    return None
+
+
 def _begin(plan: Plan, labels: RunLabels, earlier: dict[str, Any] | None) -> dict[str, Any]:
     """Return the record of a starting run; mask and times of an interrupted one carry over."""
     earlier = earlier or {}
@@ -134,6 +147,7 @@ def _begin(plan: Plan, labels: RunLabels, earlier: dict[str, Any] | None) -> dic
         "config": plan.config,
         "data": {},
         "warmup": earlier.get("warmup"),
+        "baseline": earlier.get("baseline"),
         "scoring": earlier.get("scoring"),
         "mask": earlier.get("mask"),
         "cost": earlier.get("cost"),
@@ -162,15 +176,8 @@ def _pipeline(plan: Plan, record: dict[str, Any], clock: Clock, output: Output) 
     if record["mask"] is not None:  # carried over from an interrupted run
         mask = output.stored_mask()
     else:
-        with clock.timed("warmup"):
-            warm = plan.warmup(model, data.warmup_batches(scoring["warmup_batch_size"], seed))
-        record["warmup"] = asdict(warm)
-        output.say("%s", warm)
-        output.say("scoring and masking on %s", plan.device)
         with memory_budget(scoring["memory_gib"]):
-            record["scoring"] = _describe_scores(plan, model, batches, output)
-            mask = _find_mask(plan, model, draw, record, clock, output)
-        apply_mask(model, mask)
+            mask = _prune(plan, model, data, draw, record, clock, output)
         with clock.timed("report"):
             output.new_mask(model, mask, next(iter(batches))[0])
     mask = broadcast_object(mask)
@@ -180,6 +187,7 @@ def _pipeline(plan: Plan, record: dict[str, Any], clock: Clock, output: Output) 
         record |= train(
             model, mask, data, plan.training,
             seed=seed, checkpoint=output.checkpoint, on_epoch=output.epoch,
+            first_epoch=plan.baseline.first_epoch,
         )  # fmt: skip
     output.model(model)
 
@@ -194,6 +202,36 @@ def _scoring_samples(
         return data.scoring_batches(scoring["samples_per_class"], scoring["batch_size"], chosen)
 
     return draw
+
+
+def _prune(
+    plan: Plan, model: nn.Module, data: DataBundle[Any], draw: Callable[[int], Batches],
+    record: dict[str, Any], clock: Clock, output: Output,
+) -> Mask:  # fmt: skip
+    """Warm up, train if the baseline wants it, score and mask; leaves the pruned network."""
+    seed = plan.config["seed"]
+    warmup_batches = data.warmup_batches(plan.config["scoring"]["warmup_batch_size"], seed)
+    state = broadcast_object(output.stored_rounds())
+    if state is None:
+        with clock.timed("warmup"):
+            warm = plan.warmup(model, warmup_batches)
+        record["warmup"] = asdict(warm)
+        output.say("%s", warm)
+    output.say("scoring and masking on %s", plan.device)
+
+    def find(number: int, sparsity: float, within: Mask | None) -> Mask:
+        record["scoring"] = _describe_scores(plan, model, draw(0), output)
+        return _find_mask(plan, model, draw, record, clock, output, number, sparsity, within)
+
+    mask, record["baseline"] = prune_in_rounds(plan, model, data, find, state, clock, output)
+    mask = plan.sanity.mask(mask, seed)
+    if plan.sanity.new_weights:
+        with global_seed(seed, "sanity/initialization"):
+            other = plan.build_model().to(plan.device)
+        plan.warmup(other, warmup_batches)
+        model.load_state_dict(other.state_dict())
+    apply_mask(model, mask)
+    return mask
 
 
 def _describe_scores(
@@ -216,25 +254,30 @@ def _find_mask(
     record: dict[str, Any],
     clock: Clock,
     output: Output,
+    number: int,
+    sparsity: float,
+    within: Mask | None,
 ) -> Mask:
+    """Find the mask of the round ``number``; its seconds are added to the clock's."""
     config = plan.config
     whole = config["include_classifier"]
     if plan.scorer.keeps_everything:
-        clock.seconds |= {"score": 0.0, "mask": 0.0}
+        clock.add(score=0.0, mask=0.0)
         return dense_mask(prunable_parameters(model, include_classifier=whole))
     scores: dict[str, Tensor] = {}
     spent = Clock({"score": 0.0})
 
     def scorer(*arguments: Any, **options: Any) -> dict[str, Tensor]:
         with spent.timed("score"):
-            scores.update(plan.scorer(*arguments, **options))
+            scores.update(plan.sanity.scores(plan.scorer(*arguments, **options)))
         return scores
 
-    probes = generator(config["seed"], "probes", plan.device)
+    purpose = f"probes/{number}" if number else "probes"
+    probes = generator(config["seed"], purpose, plan.device)
     folder = config["scoring"]["cache_dir"]
     # later rounds depend on how far earlier ones have moved the random stream; of several
     # processes one could wait for the other
-    alone = len(plan.schedule.sparsities(config["sparsity"])) == processes() == 1
+    alone = len(plan.schedule.sparsities(sparsity)) == processes() == 1
     with (
         remembering(
             Path(folder).expanduser() if folder and alone else None, model, draw(0), probes,
@@ -244,11 +287,11 @@ def _find_mask(
     ):  # fmt: skip
         mask = find_mask(
             model, draw, scorer,
-            sparsity=config["sparsity"], schedule=plan.schedule, scope=config["scope"],
-            generator=probes, include_classifier=whole,
+            sparsity=sparsity, schedule=plan.schedule, scope=plan.rule,
+            generator=probes, include_classifier=whole, within=within, towards=config["sparsity"],
         )  # fmt: skip
     seconds = spent.seconds
-    clock.seconds |= {"score": seconds["score"], "mask": seconds["both"] - seconds["score"]}
+    clock.add(score=seconds["score"], mask=seconds["both"] - seconds["score"])
     entries = [] if memo is None else memo.entries
     record["scoring"] |= {"cached": any(entry["hit"] for entry in entries), "cache": entries}
     output.scores(scores)

@@ -1,6 +1,5 @@
 """The schema of a whole configuration: top-level keys here, each group by its own signature."""
 
-import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,17 +29,21 @@ class TopLevel(BaseModel):
     scorer: dict[str, Any]
     warmup: dict[str, Any]
     schedule: dict[str, Any]
+    baseline: dict[str, Any]
+    sanity: dict[str, Any]
     training: dict[str, Any]
     logger: dict[str, Any]
     scoring: Scoring
     sparsity: float = Field(ge=0, lt=1)
-    scope: typing.Literal["global", "layer"]
+    scope: str
     include_classifier: bool
     seed: int = Field(ge=0)
     device: str = Field(pattern=r"^(auto|cpu|mps|cuda(:(0|[1-9][0-9]?))?)$")
 
 
-GROUPS = ("dataset", "model", "scorer", "warmup", "schedule", "training", "logger")
+GROUPS = (
+    "dataset", "model", "scorer", "warmup", "schedule", "baseline", "sanity", "training", "logger",
+)  # fmt: skip
 _SUPPLIED_BY_THE_RUN = {"model": ("num_classes", "in_channels", "image_size")}
 
 

@@ -24,6 +24,7 @@ LAYERS = (
     {"components", "data", "curvature", "reports", "flops"},
     {"schema", "library", "scorers", "masking", "training"},
     {"compose", "plan", "output", "cache_command"},
+    {"rounds"},
     {"runner"},
     {"cli"},
     {"__init__", "__main__"},

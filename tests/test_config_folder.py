@@ -33,6 +33,8 @@ PROMISED = {
     ),
     "warmup": "none bn_stats bn_exact bn_batches",
     "schedule": "oneshot exponential linear iter_snip force ntk_sap",
+    "baseline": "none pretrain magnitude_after_training lottery_ticket",
+    "sanity": "none shuffle reinit invert random_same_budget",
     "logger": "wandb none",
     "dataset": "digits cifar10 cifar100 tinyimagenet imagenet imagefolder imagefolder_streamed",
 }

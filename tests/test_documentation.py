@@ -15,6 +15,7 @@ from pai.errors import ConfigError
 from pai.library import available
 from pai.plan import prepare
 from pai.prunable import prunable_parameters
+from pai.schema import GROUPS
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,7 +59,7 @@ def test_every_relative_link_leads_to_a_file() -> None:
 def test_every_choice_the_readme_lists_exists_and_the_other_way_round() -> None:
     text = (ROOT / "README.md").read_text()
     listed = set(re.findall(r"[a-z_0-9]+", " ".join(re.findall(r"`([^`]*)`", text))))
-    for group in ("dataset", "model", "scorer", "warmup", "schedule", "training", "logger"):
+    for group in GROUPS:
         assert set(available(group)) <= listed, group
 
 

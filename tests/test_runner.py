@@ -196,11 +196,42 @@ def test_global_masks_keep_exactly_the_asked_number(sparsity: float, tmp_path: P
     assert record["mask"]["kept"] == max(1, round((1 - sparsity) * PRUNABLE))
 
 
-def test_layerwise_masks_keep_exactly_the_asked_number_of_each_layer(tmp_path: Path) -> None:
+def test_layerwise_masks_keep_the_same_fraction_of_each_layer_and_exactly_the_total(
+    tmp_path: Path,
+) -> None:
     record = tiny_run(tmp_path, "sparsity=0.98", "scope=layer", "training.epochs=0")
+    assert record["mask"]["kept"] == round(0.02 * PRUNABLE)
     for layer in record["mask"]["layers"]:
-        assert layer["kept"] == max(1, round(0.02 * layer["total"]))
+        assert abs(layer["kept"] - 0.02 * layer["total"]) < 1
     assert record["mask"]["collapsed_layers"] == []
+
+
+def test_the_budgets_of_another_run_are_copied_from_its_directory(tmp_path: Path) -> None:
+    first = tiny_run(tmp_path / "first", "training.epochs=0")["mask"]
+    copy = tiny_run(
+        tmp_path / "copy", "scorer=random", f"scope={tmp_path / 'first'}", "training.epochs=0"
+    )["mask"]
+    assert copy["sha256"] != first["sha256"]
+    assert [layer["kept"] for layer in copy["layers"]] == [
+        layer["kept"] for layer in first["layers"]
+    ]
+
+
+def test_semi_structured_masks_have_their_pattern_and_dense_layers_are_recorded(
+    tmp_path: Path,
+) -> None:
+    record = tiny_run(
+        tmp_path, "scope=2:4", "sparsity=0.5", "scorer=synflow", "schedule.rounds=3",
+        "training.epochs=1",
+    )  # fmt: skip
+    weights = load_file(tmp_path / "model.safetensors")
+    for layer in record["mask"]["layers"]:
+        rows = (weights[layer["name"]] != 0).movedim(1, -1)
+        if layer["name"] == "conv1.weight":  # one channel, 9 positions
+            assert layer["density"] == 1
+        else:
+            assert torch.all(rows.reshape(-1, 4).sum(1) == 2)
+    assert record["mask"]["kept"] == 36 + (PRUNABLE - 36) // 2
 
 
 def test_the_classifier_is_pruned_only_if_asked(tmp_path: Path, record: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ WRONG: dict[str, st.SearchStrategy[Any]] = {
     "sparsity": no_number | st.floats(max_value=0, exclude_max=True) | st.floats(min_value=1)
     | st.just(float("nan")) | st.integers(max_value=-1) | st.integers(min_value=1),
     "seed": no_number | st.floats() | st.integers(max_value=-1),
-    "scope": no_text | st.text().filter(lambda text: text not in ("global", "layer")),
+    "scope": no_text,
     "include_classifier": st.integers() | st.floats() | st.text() | st.none(),
     "device": no_text | st.text().filter(lambda text: not DEVICE.fullmatch(text)),
     "scoring": no_mapping | st.floats(),
@@ -30,7 +30,7 @@ WRONG: dict[str, st.SearchStrategy[Any]] = {
 VALID: dict[str, st.SearchStrategy[Any]] = {
     "sparsity": st.floats(min_value=0, max_value=1, exclude_max=True) | st.just(0),
     "seed": st.integers(min_value=0),
-    "scope": st.sampled_from(["global", "layer"]),
+    "scope": st.sampled_from(["global", "layer", "erk", "2:4"]),
     "include_classifier": st.booleans(),
     "device": st.sampled_from(["auto", "cpu", "mps", "cuda", "cuda:0", "cuda:12"]),
 }

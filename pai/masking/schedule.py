@@ -13,7 +13,7 @@ from itertools import count, repeat
 import torch
 from torch import Tensor, nn
 
-from pai.masking.select import Mask, Scope, check_sparsity, select
+from pai.masking.select import Mask, Scope, as_rule, check_sparsity, select
 from pai.objective import Batches, LossFn
 from pai.prunable import prunable_parameters
 from pai.state import masked_weights
@@ -94,12 +94,17 @@ class Linear(Schedule):
         return [*(target * k / self.rounds for k in range(1, self.rounds)), target]
 
 
-def iterate(score: ScoreFn, schedule: Schedule, sparsity: float, scope: Scope) -> Mask:
+def iterate(
+    score: ScoreFn, schedule: Schedule, sparsity: float, scope: Scope, *,
+    within: Mask | None = None, towards: float | None = None,
+) -> Mask:  # fmt: skip
     """Score and select once per round, among the weights that are left or (``revive``) all."""
     check_sparsity(sparsity)
-    mask: Mask | None = None
+    rule, goal = as_rule(scope), sparsity if towards is None else towards
+    mask = within
     for target in schedule.sparsities(sparsity):
-        mask = select(score(mask), target, scope, within=None if schedule.revive else mask)
+        left = within if schedule.revive else mask
+        mask = select(score(mask), target, rule, within=left, towards=goal)
     assert mask is not None, "a schedule has at least one round"
     return mask
 
@@ -115,6 +120,8 @@ def find_mask(
     loss_fn: LossFn | None = None,
     generator: torch.Generator | None = None,
     include_classifier: bool = False,
+    within: Mask | None = None,
+    towards: float | None = None,
 ) -> Mask:
     """Score ``model`` and return the mask, over as many rounds as ``schedule`` has.
 
@@ -128,10 +135,12 @@ def find_mask(
         scorer: from :func:`pai.load_scorer`, or any callable of its form.
         sparsity: the fraction of prunable weights to remove.
         schedule: default :class:`OneShot`; :func:`pai.default_schedule` gives a method's own.
-        scope: ``"global"`` or ``"layer"`` (:func:`pai.select`).
+        scope: ``"global"``, ``"layer"``, ... (:func:`pai.select`).
         loss_fn: default cross-entropy.
         generator: makes stochastic scorers reproducible.
         include_classifier: also prune the final classifier.
+        within: an earlier mask, the network's so far; its removed weights stay removed.
+        towards: the final sparsity, if ``sparsity`` is one on the way to it.
 
     Raises:
         ValueError: see :func:`pai.select`; or the model has no prunable weights; or the schedule
@@ -149,7 +158,7 @@ def find_mask(
                 model, next(rounds), loss_fn=loss_fn, generator=generator, parameters=parameters
             )
 
-    return iterate(score, schedule, sparsity, scope)
+    return iterate(score, schedule, sparsity, scope, within=within, towards=towards)
 
 
 def _rounds(batches: Batches | RoundBatches, schedule: Schedule) -> Iterator[Batches]:

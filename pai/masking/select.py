@@ -1,16 +1,44 @@
 """Selecting the weights to keep, with exact counts."""
 
 from collections.abc import Mapping
-from typing import Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from pai.errors import nearest
+from pai.masking.budgets import (
+    Budget,
+    CopiedBudget,
+    Shapes,
+    erdos_renyi_kernel,
+    read_budget,
+    same_fraction,
+    uniform_plus,
+    whole_numbers,
+)
+from pai.masking.patterns import parse_pattern
+from pai.masking.ranking import Mask, keep_highest
 
-Mask = dict[str, Tensor]
-Scope = Literal["global", "layer"]
-SCOPES: tuple[Scope, ...] = ("global", "layer")
+__all__ = ["SCOPES", "Mask", "Rule", "Scope", "as_rule", "check_sparsity", "kept_count", "select"]
+
+
+@runtime_checkable
+class Rule(Protocol):
+    """Which weights compete with each other for the places that a sparsity leaves."""
+
+    def check(self, shapes: Shapes, sparsity: float) -> None:
+        """Raise ``ValueError`` if weights of these shapes cannot be brought to ``sparsity``."""
+
+    def choose(
+        self, scores: Mapping[str, Tensor], sparsity: float, within: Mapping[str, Tensor] | None
+    ) -> Mask:
+        """Return the mask; ``sparsity`` may be one on the way to that of :meth:`check`."""
+
+
+Scope = str | Budget | Rule
 
 
 def kept_count(sparsity: float, total: int) -> int:
@@ -26,79 +54,129 @@ def check_sparsity(sparsity: float) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Everywhere:
+    """All weights compete with each other."""
+
+    def check(self, shapes: Shapes, sparsity: float) -> None:
+        """Any sparsity can be had."""
+
+    def choose(
+        self, scores: Mapping[str, Tensor], sparsity: float, within: Mapping[str, Tensor] | None
+    ) -> Mask:
+        """Keep the highest of all."""
+        total = sum(value.numel() for value in scores.values())
+        return keep_highest(scores, kept_count(sparsity, total), within)
+
+
+@dataclass(frozen=True)
+class PerLayer:
+    """The weights of a layer compete for the places of its budget."""
+
+    budget: Budget
+
+    def check(self, shapes: Shapes, sparsity: float) -> None:
+        """Refuse what the budget refuses, and a copied budget of another total."""
+        if isinstance(self.budget, CopiedBudget):
+            self.budget.check_shapes(shapes)
+            total = sum(torch.Size(shape).numel() for shape in shapes.values())
+            self.budget.check_total(shapes, kept_count(sparsity, total))
+        self.counts(shapes, sparsity, None)
+
+    def counts(
+        self, shapes: Shapes, sparsity: float, within: Mapping[str, Tensor] | None
+    ) -> dict[str, int]:
+        """Return how many weights each layer keeps; they sum to :func:`kept_count` exactly."""
+        sizes = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
+        kept = kept_count(sparsity, sum(sizes.values()))
+        capacity = sizes if within is None else {name: int(within[name].sum()) for name in sizes}
+        if sum(capacity.values()) < kept:
+            raise ValueError(f"within keeps {sum(capacity.values())} weights, fewer than {kept}")
+        return whole_numbers(self.budget(shapes, kept), kept, capacity)
+
+    def choose(
+        self, scores: Mapping[str, Tensor], sparsity: float, within: Mapping[str, Tensor] | None
+    ) -> Mask:
+        """Keep the highest of each layer."""
+        counts = self.counts({n: value.shape for n, value in scores.items()}, sparsity, within)
+        return {
+            name: keep_highest({name: value}, counts[name], within)[name]
+            for name, value in scores.items()
+        }
+
+
+_NAMED: dict[str, Rule] = {
+    "global": Everywhere(),
+    "layer": PerLayer(same_fraction),
+    "uniform_plus": PerLayer(uniform_plus),
+    "erk": PerLayer(erdos_renyi_kernel),
+}
+SCOPES = tuple(_NAMED)
+
+
+def as_rule(scope: Scope) -> Rule:
+    """Return the rule for a scope as :func:`select` takes it.
+
+    Raises:
+        ValueError: the text is no scope, or no mask can be read where it points to.
+    """
+    if isinstance(scope, Rule):
+        return scope
+    if not isinstance(scope, str):
+        return PerLayer(scope)
+    if scope in _NAMED:
+        return _NAMED[scope]
+    pattern = parse_pattern(scope)
+    if pattern is not None:
+        return pattern
+    if Path(scope).exists():
+        return PerLayer(read_budget(Path(scope)))
+    raise ValueError(
+        f"scope: {scope!r} is not one of {', '.join(SCOPES)}, no pattern such as 2:4 and no "
+        f"existing mask.safetensors or run directory{nearest(scope, SCOPES)}"
+    )
+
+
 def select(
     scores: Mapping[str, Tensor],
     sparsity: float,
     scope: Scope = "global",
     *,
     within: Mapping[str, Tensor] | None = None,
+    towards: float | None = None,
 ) -> Mask:
-    """Return the mask that keeps the highest scores: exactly ``kept_count`` of them.
+    """Return the mask that keeps the highest scores: exactly :func:`kept_count` of them.
 
     Equal scores are kept in order of position (order of the dict, then row-major), so the same
     scores always give the same mask.
 
     Args:
-        scores: one tensor per parameter; high = keep.
+        scores: one tensor per parameter, in the order of the network; high = keep.
         sparsity: the fraction of weights to remove, ``0 <= sparsity < 1``.
-        scope: ``"global"`` ranks all weights together; ``"layer"`` removes the same fraction of
-            every parameter, at least one weight of each being kept.
+        scope: which weights compete with each other. ``"global"``: all. By layer, each with its own
+            number of places (:mod:`pai.masking.budgets`): ``"layer"`` (the same fraction),
+            ``"uniform_plus"``, ``"erk"``, the path of a ``mask.safetensors`` or run directory (the
+            counts of that mask), or a function from shapes and total to the places of each layer.
+            ``"N:M"``: every M in a row (:class:`pai.masking.patterns.Pattern`); layers that do
+            not divide into such groups stay dense on top of the count.
         within: keep only weights that this earlier mask keeps; counts still refer to all weights.
+        towards: the final sparsity, if ``sparsity`` is one on the way to it.
 
     Returns:
         Boolean tensors (True = keep) in the shapes of the scores.
 
     Raises:
-        ValueError: sparsity out of range, unknown scope, no scores, a NaN score, or ``within``
-            keeps fewer weights than are to be kept.
+        ValueError: sparsity out of range, unknown scope or one that does not fit the sparsity or
+            the shapes, no scores, a NaN score, or ``within`` keeps fewer weights than are to be
+            kept.
     """
     check_sparsity(sparsity)
-    if scope not in SCOPES:
-        raise ValueError(
-            f"scope: {scope!r} is not one of {', '.join(SCOPES)}{nearest(scope, SCOPES)}"
-        )
+    rule = as_rule(scope)
     if sum(value.numel() for value in scores.values()) == 0:
         raise ValueError("scores is empty: there is nothing to select from")
     for name, value in scores.items():
         if bool(torch.isnan(value).any()):
             raise ValueError(f"scores of {name!r} contain NaN")
-    if scope == "layer":
-        return {
-            name: _keep_highest({name: value}, sparsity, within)[name]
-            for name, value in scores.items()
-        }
-    return _keep_highest(scores, sparsity, within)
-
-
-def _keep_highest(
-    scores: Mapping[str, Tensor], sparsity: float, within: Mapping[str, Tensor] | None
-) -> Mask:
-    dtype = max((value.dtype for value in scores.values()), key=lambda kind: torch.finfo(kind).bits)
-    device = next(iter(scores.values())).device
-    flat = torch.cat([value.detach().to(device, dtype).flatten() for value in scores.values()])
-    count = kept_count(sparsity, flat.numel())
-    if within is None:
-        kept = _top(flat, count)
-    else:
-        allowed = torch.cat([within[name].to(device).flatten() for name in scores])
-        candidates = torch.nonzero(allowed).flatten()
-        if len(candidates) < count:
-            raise ValueError(f"within keeps {len(candidates)} weights, fewer than {count}")
-        kept = torch.zeros_like(allowed)
-        kept[candidates] = _top(flat[candidates], count)
-    parts = kept.split([value.numel() for value in scores.values()])
-    return {
-        name: part.view(value.shape).to(value.device)
-        for (name, value), part in zip(scores.items(), parts, strict=True)
-    }
-
-
-def _top(values: Tensor, count: int) -> Tensor:
-    """Return which ``count`` of ``values`` are highest; ties by position."""
-    if count == len(values):
-        return torch.ones_like(values, dtype=torch.bool)
-    threshold = values.sort(descending=True).values[count - 1]
-    kept = values > threshold
-    tied = torch.nonzero(values == threshold).flatten()
-    kept[tied[: count - int(kept.sum())]] = True
-    return kept
+    shapes = {name: value.shape for name, value in scores.items()}
+    rule.check(shapes, sparsity if towards is None else towards)
+    return rule.choose(scores, sparsity, within)

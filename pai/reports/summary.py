@@ -24,6 +24,12 @@ def summarise(record: Mapping[str, Any], run_dir: Path) -> str:
         f"{cost['forward_flops_dense'] / 1e6:,.2f} MFLOPs per image and forward pass, if zeros "
         f"cost nothing"
     )
+    spent = record.get("baseline") or {}
+    if spent.get("epochs"):
+        lines.append(
+            f"before     {spent['epochs']} epochs of training in {len(spent['rounds'])} rounds "
+            f"({spent['training_flops_dense'] / 1e9:,.2f} GFLOPs) before the mask"
+        )
     if mask["effective_sparsity"] is not None:
         lines.append(
             f"effective  sparsity {mask['effective_sparsity']:.4f}: weights on no path from input "
@@ -39,7 +45,7 @@ def summarise(record: Mapping[str, Any], run_dir: Path) -> str:
     )
     parts = ", ".join(
         f"{key} {times[key]:.1f}"
-        for key in ("data", "warmup", "score", "mask", "train")
+        for key in ("data", "warmup", "pretrain", "score", "mask", "train")
         if key in times
     )
     lines.append(f"seconds    {times['total']:.1f} in all: {parts}")

@@ -32,6 +32,8 @@ def train(
     seed: int,
     checkpoint: Path | None,
     on_epoch: EpochFn,
+    first_epoch: int = 0,
+    last_epoch: int | None = None,
 ) -> dict[str, Any]:
     """Train ``model`` in place, pruned weights exactly zero throughout; resume if possible.
 
@@ -42,6 +44,10 @@ def train(
     With several processes all call this with the same arguments, except that only the main one has
     a ``checkpoint``; all return the same.
 
+    Data order, augmentation and learning rate of an epoch follow from its number. With
+    ``first_epoch`` and ``last_epoch`` only the epochs after the first and up to the last of those
+    that the options have are trained.
+
     Returns:
         ``{"history": [one dict per epoch], "metrics": {...}}`` as in the record.
 
@@ -50,7 +56,7 @@ def train(
     """
     step = MaskedStep(model, mask, options)
     stored = broadcast_object(load_checkpoint(checkpoint) if checkpoint is not None else None)
-    state = stored or _first_state(model, step.optimizer)
+    state = stored or _first_state(model, step.optimizer, first_epoch)
     model.load_state_dict(state["model"])
     step.optimizer.load_state_dict(state["optimizer"])
     for row in state["history"]:
@@ -61,7 +67,7 @@ def train(
         total=options.epochs * steps, initial=state["epoch"] * steps,
         desc="training", unit="batch", disable=None if is_main() else True,
     )  # fmt: skip
-    for epoch in range(state["epoch"], options.epochs):
+    for epoch in range(state["epoch"], options.epochs if last_epoch is None else last_epoch):
         batches = data.training_batches(options.batch_size, seed, epoch, **shares)
         with global_seed(seed, f"training/{epoch}" + (f"/{rank()}" if rank() else "")):
             row = _train_epoch(model, step, batches, options, seed, bar, epoch)
@@ -79,9 +85,9 @@ def train(
     return {"history": state["history"], "metrics": metrics}
 
 
-def _first_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def _first_state(model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int) -> dict[str, Any]:
     return {
-        "epoch": 0, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+        "epoch": epoch, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
         "history": [], "best": None,
     }  # fmt: skip
 

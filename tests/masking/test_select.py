@@ -45,16 +45,17 @@ def test_global_selection_equals_a_sort_by_score_and_position(
 def test_layer_selection_treats_every_layer_alone(rows: list[list[float]], sparsity: float) -> None:
     scores = named(rows)
     mask = pai.select(scores, sparsity=sparsity, scope="layer")
+    total = sum(tensor.numel() for tensor in scores.values())
+    assert sum(int(keep.sum()) for keep in mask.values()) == kept_count(sparsity, total)
     for name, tensor in scores.items():
-        count = max(1, round((1 - sparsity) * tensor.numel()))
-        assert mask[name].tolist() == brute_force(tensor.tolist(), count)
+        assert mask[name].tolist() == brute_force(tensor.tolist(), int(mask[name].sum()))
 
 
 @settings(deadline=None)
 @given(
     rows=layers | ties,
     pair=st.tuples(sparsities, sparsities),
-    scope=st.sampled_from(["global", "layer"]),
+    scope=st.sampled_from(["global", "layer", "erk"]),
 )
 def test_selection_within_a_mask_never_revives_and_counts_exactly(
     rows: list[list[float]], pair: tuple[float, float], scope: Any
@@ -66,8 +67,7 @@ def test_selection_within_a_mask_never_revives_and_counts_exactly(
     inner = pai.select(opposite, sparsity=second, scope=scope, within=outer)
     assert all(bool((inner[name] <= outer[name]).all()) for name in scores)
     total = sum(value.numel() for value in scores.values())
-    if scope == "global":
-        assert sum(int(m.sum()) for m in inner.values()) == kept_count(second, total)
+    assert sum(int(m.sum()) for m in inner.values()) == kept_count(second, total)
 
 
 def test_shapes_devices_and_precision_are_respected() -> None:
@@ -99,7 +99,7 @@ def test_nan_scores_are_refused_by_name() -> None:
 
 def test_unknown_scope_empty_scores_and_a_too_small_mask_are_refused() -> None:
     with pytest.raises(ValueError, match="did you mean 'layer'"):
-        pai.select({"a": torch.ones(2)}, sparsity=0.5, scope="layers")  # type: ignore[arg-type]
+        pai.select({"a": torch.ones(2)}, sparsity=0.5, scope="layers")
     with pytest.raises(ValueError, match="scores is empty"):
         pai.select({}, sparsity=0.5)
     nothing = {"a": torch.zeros(4, dtype=torch.bool)}

@@ -1,0 +1,64 @@
+"""Ranking weights by score with exact counts; equal scores are kept in the order of position."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+Mask = dict[str, Tensor]
+
+
+def keep_highest(
+    scores: Mapping[str, Tensor], count: int, within: Mapping[str, Tensor] | None
+) -> Mask:
+    """Return the mask of the ``count`` highest scores among those that ``within`` keeps.
+
+    Raises:
+        ValueError: ``within`` keeps fewer than ``count``.
+    """
+    values = flat(scores)
+    if within is None:
+        return unflatten(top(values, count), scores)
+    allowed = flat({name: within[name] for name in scores}).to(values.device)
+    candidates = torch.nonzero(allowed).flatten()
+    check_kept(len(candidates), count)
+    kept = torch.zeros_like(allowed)
+    kept[candidates] = top(values[candidates], count)
+    return unflatten(kept, scores)
+
+
+def check_kept(available: int, count: int) -> None:
+    """Raise ``ValueError`` if an earlier mask has left fewer weights than are to be kept."""
+    if available < count:
+        raise ValueError(f"within keeps {available} weights, fewer than {count}")
+
+
+def flat(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return all values in one row, on the device of the first, in the finest of their types."""
+    first = next(iter(tensors.values()))
+    dtype = first.dtype
+    for value in tensors.values():
+        dtype = torch.promote_types(dtype, value.dtype)
+    return torch.cat([v.detach().to(first.device, dtype).flatten() for v in tensors.values()])
+
+
+def unflatten(row: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Cut a row into tensors of the names, shapes and devices of ``like``."""
+    parts = row.split([value.numel() for value in like.values()])
+    return {
+        name: part.view(value.shape).to(value.device)
+        for (name, value), part in zip(like.items(), parts, strict=True)
+    }
+
+
+def top(values: Tensor, count: int) -> Tensor:
+    """Return which ``count`` of ``values`` are highest; ties by position."""
+    if count == len(values):
+        return torch.ones_like(values, dtype=torch.bool)
+    if count == 0:
+        return torch.zeros_like(values, dtype=torch.bool)
+    threshold = values.sort(descending=True).values[count - 1]
+    kept = values > threshold
+    tied = torch.nonzero(values == threshold).flatten()
+    kept[tied[: count - int(kept.sum())]] = True
+    return kept

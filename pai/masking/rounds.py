@@ -1,0 +1,90 @@
+"""Training before pruning: the references that pruning at initialization is compared with."""
+
+from dataclasses import dataclass
+
+from pai.masking.schedule import OneShot, Schedule
+
+
+@dataclass(frozen=True)
+class TrainAndPrune:
+    """``rounds`` times: train the network as pruned so far, score it, prune it, set weights back.
+
+    After round k of n the density is ``rho^(k/n)``; a weight that was removed never returns. Then
+    the run trains what is left, as always. Without training (``epochs=0``, one round) this is
+    pruning at initialization. Known cases, with magnitude as the score:
+
+    - one round, weights kept: magnitude pruning after training; the run's training is the
+      fine-tuning (Han et al. 2015, arXiv 1506.02626). It starts its learning-rate schedule anew
+      (learning-rate rewinding, Renda et al. 2020, arXiv 2003.02389).
+    - several rounds, weights kept: the same, iteratively.
+    - several rounds, ``rewind_to=0``: lottery tickets (Frankle and Carbin 2019, arXiv 1803.03635).
+    - several rounds, ``rewind_to=k``: late rewinding (Frankle et al. 2020, arXiv 1912.05671).
+
+    With any score, few epochs and the weights kept: pruning after a short pre-training.
+
+    Attributes:
+        rounds: how often the network is trained and pruned.
+        epochs: of the training in the first round; ``None``: as many as the run's training has.
+        later_epochs: of the training in each later round; ``None``: as in the first.
+        rewind_to: the epoch of the first training that weights and BatchNorm statistics are set
+            back to after each pruning; 0: those that the network started with. Later trainings
+            then start at that epoch: data order, augmentation and learning rate are those of the
+            first training, the optimizer's state is new. ``None``: the weights are kept, and each
+            training has an order and augmentation of its own.
+    """
+
+    rounds: int = 1
+    epochs: int | None = 0
+    later_epochs: int | None = None
+    rewind_to: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be at least 1, got {self.rounds}")
+        for name, value in (("epochs", self.epochs), ("later_epochs", self.later_epochs)):
+            if value is not None and value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
+        if self.rewind_to is not None and self.rewind_to < 0:
+            raise ValueError(f"rewind_to must be an epoch (0: the start), got {self.rewind_to}")
+        if self.epochs == 0 and (self.rounds > 1 or self.rewind_to is not None):
+            raise ValueError(
+                "epochs is 0, so there is nothing to rewind and no training between rounds; give "
+                "epochs, or use a schedule to prune in rounds without training"
+            )
+
+    @property
+    def trains(self) -> bool:
+        """Return whether anything is trained before the network is pruned."""
+        return self.epochs != 0
+
+    @property
+    def first_epoch(self) -> int:
+        """Return the epoch at which trainings start after a pruning."""
+        return self.rewind_to or 0
+
+    def sparsities(self, target: float) -> list[float]:
+        """Return ``1 - (1 - target)^(k/n)`` for k = 1..n; the last is ``target`` itself."""
+        n = self.rounds
+        return [*(1 - (1 - target) ** (k / n) for k in range(1, n)), target]
+
+    def epochs_of(self, number: int, training_epochs: int) -> int:
+        """Return the epoch at which the training of round ``number`` (from 0) ends."""
+        first = training_epochs if self.epochs is None else self.epochs
+        return first if number == 0 or self.later_epochs is None else self.later_epochs
+
+    def check(self, schedule: Schedule, training_epochs: int) -> None:
+        """Raise ``ValueError`` if these rounds do not fit the run's schedule and training."""
+        if self.rounds > 1 and not isinstance(schedule, OneShot):
+            raise ValueError(
+                f"rounds={self.rounds} is a schedule of its own, and each round prunes once; use "
+                f"schedule=oneshot"
+            )
+        if self.trains and self.epochs_of(0, training_epochs) == 0:
+            raise ValueError("epochs: null means training.epochs, and that is 0; give epochs")
+        lengths = [self.epochs_of(number, training_epochs) for number in range(self.rounds)]
+        shortest = min(*lengths, training_epochs)
+        if self.rewind_to is not None and self.rewind_to > 0 and self.rewind_to >= shortest:
+            raise ValueError(
+                f"rewind_to={self.rewind_to} is not before the end of all trainings; the shortest "
+                f"has {shortest} epochs"
+            )

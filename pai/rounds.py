@@ -1,0 +1,121 @@
+"""The rounds of training, scoring and pruning before a run's own training, and how they resume.
+
+After each round its outcome goes to a file; a run that is started again continues after the last
+whole round, and within the next one after its last epoch.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+from torch import nn
+
+from pai.clock import Clock
+from pai.data.bundle import DataBundle
+from pai.distributed import broadcast_object
+from pai.flops import forward_cost
+from pai.masking.mask import dense_mask
+from pai.masking.select import Mask
+from pai.output import Output
+from pai.plan import Plan
+from pai.prunable import prunable_parameters
+from pai.seeding import derive_seed
+from pai.training.loop import train
+
+FindFn = Callable[[int, float, Mask | None], Mask]
+"""Finds the mask of a round: its number from 0, its sparsity, the mask so far."""
+_FLOPS_PER_FORWARD = 3  # a training step: forward, and backward as two of its kind
+
+
+def prune_in_rounds(
+    plan: Plan,
+    model: nn.Module,
+    data: DataBundle[Any],
+    find: FindFn,
+    state: dict[str, Any] | None,
+    clock: Clock,
+    output: Output,
+) -> tuple[Mask, dict[str, Any]]:
+    """Find the mask as ``plan.baseline`` says; leave ``model`` with the weights to train from.
+
+    The mask of the last round is not applied.
+
+    Args:
+        plan: of the run.
+        model: as it was initialized and warmed up.
+        data: to train on.
+        find: finds the mask of one round; all processes are given the main one's.
+        state: what :meth:`pai.output.Output.round_done` has stored of an interrupted run.
+        clock: gets the seconds of training as ``pretrain``.
+        output: gets the state after each round.
+
+    Returns:
+        The mask, and for the record what was spent before it: epochs, FLOPs, rounds.
+    """
+    baseline = plan.baseline
+    state = state or {"done": 0, "model": _copy(model), "rewind": None, "mask": None, "rows": []}
+    if baseline.rewind_to == 0 and state["rewind"] is None:
+        state["rewind"] = state["model"]
+    if baseline.trains and state["done"] == 0:
+        output.round_done(state)
+    model.load_state_dict(state["model"])
+    targets = baseline.sparsities(plan.config["sparsity"])
+    for number in range(state["done"], len(targets)):
+        row = {"sparsity": targets[number], "epochs": 0, "history": [], "metrics": {}}
+        if baseline.trains:
+            with clock.timed("pretrain"):
+                row |= _train(plan, model, data, number, state, output)
+        mask = broadcast_object(find(number, targets[number], state["mask"]))
+        if state["rewind"] is not None:
+            model.load_state_dict(state["rewind"])
+        row["kept"] = sum(int(keep.sum()) for keep in mask.values())
+        state |= {"done": number + 1, "mask": mask, "rows": [*state["rows"], row]}
+        if baseline.trains:
+            state["model"] = _copy(model)
+            output.round_done(state)
+    return state["mask"], _spent(state["rows"] if baseline.trains else [])
+
+
+def _train(
+    plan: Plan, model: nn.Module, data: DataBundle[Any], number: int, state: dict[str, Any],
+    output: Output,
+) -> dict[str, Any]:  # fmt: skip
+    """Train for the round; note the weights to rewind to when their epoch has come."""
+    baseline, seed = plan.baseline, plan.config["seed"]
+    end = baseline.epochs_of(number, plan.training.epochs)
+    start = baseline.first_epoch if number > 0 else 0
+    parameters = prunable_parameters(model, include_classifier=plan.config["include_classifier"])
+    mask = state["mask"] or dense_mask(parameters)
+    output.say("round %d: training up to epoch %d before pruning", number + 1, end)
+
+    def until(epoch: int) -> dict[str, Any]:
+        return train(
+            model, mask, data, replace(plan.training, epochs=end),
+            seed=seed if baseline.rewind_to is not None else derive_seed(seed, f"round/{number}"),
+            checkpoint=output.round_checkpoint(number), on_epoch=lambda row: None,
+            first_epoch=start, last_epoch=epoch,
+        )  # fmt: skip
+
+    if number == 0 and baseline.first_epoch > 0 and state["rewind"] is None:
+        until(baseline.first_epoch)
+        state["rewind"] = _copy(model)
+        output.round_done(state)
+    trained = until(end)
+    inputs, _ = next(iter(data.batches(data.train, 1)))
+    cost = asdict(forward_cost(model, mask, inputs))
+    images = _FLOPS_PER_FORWARD * len(data.train) * (end - start)
+    flops = {
+        f"training_flops_{kind}": images * cost[f"forward_flops_{kind}"]
+        for kind in ("dense", "masked")
+    }
+    return trained | flops | {"epochs": end - start}
+
+
+def _copy(model: nn.Module) -> dict[str, Any]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def _spent(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Add up what the rounds cost; FLOPs are 3 times the forward passes' of all training images."""
+    keys = ("epochs", "training_flops_dense", "training_flops_masked")
+    return {key: sum(row[key] for row in rows) for key in keys} | {"rounds": rows}

@@ -1,0 +1,23 @@
+"""Print what methods gain over their altered masks: ``python scripts/sanity.py DIR``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from pai.reports.sanity import sanity_table
+from pai.reports.table import read_records
+
+
+def main() -> None:
+    """Parse the command line and print the table; exit 1 if the runs do not make one."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="a sweep directory")
+    arguments = parser.parse_args()
+    try:
+        print(sanity_table(read_records(arguments.folder)))
+    except ValueError as error:
+        sys.exit(f"table error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from pai.records import write_record
+from pai.reports.sanity import gains, paired_gain, sanity_table
+
+ACCURACIES = {"none": [0.90, 0.92, 0.94], "shuffle": [0.80, 0.83, 0.81]}
+
+
+def record(sanity: str, seed: int, accuracy: float, **more: Any) -> dict[str, Any]:
+    return {
+        "status": "completed", "name": f"{sanity}-{seed}", "error": None, "seed": seed,
+        "choices": {"scorer": "snip", "sanity": sanity, "baseline": "none"},
+        "config": {"sparsity": 0.98, "scope": "global"}, "metrics": {"test_accuracy": accuracy},
+    } | more  # fmt: skip
+
+
+def records(accuracies: dict[str, list[float]]) -> list[dict[str, Any]]:
+    return [record(c, seed, a) for c, found in accuracies.items() for seed, a in enumerate(found)]
+
+
+def test_gains_are_paired_by_seed_with_t_intervals() -> None:
+    shuffled = records(ACCURACIES)[::-1]  # whatever the order of the records
+    (found,) = gains(shuffled).values()
+    gain = found["shuffle"]
+    assert gain.mean == pytest.approx(32 / 3)
+    expected = stats.ttest_rel([90, 92, 94], [80, 83, 81]).confidence_interval(0.95)
+    assert gain.interval == pytest.approx((expected.low, expected.high))
+    assert gain.pairs == 3
+    assert paired_gain([1.5]).interval is None
+    with pytest.raises(ValueError, match="no pair"):
+        paired_gain([])
+
+
+def test_the_table_has_a_row_per_method() -> None:
+    row = sanity_table(records(ACCURACIES)).splitlines()[2]
+    assert row.startswith("| `snip` | 0.98 | 92.0 (n=3) | +10.7 [")
+    assert row.endswith("| not run | not run | not run |")
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ([record("none", 0, 0.5, status="failed", error="boom")], "none-0 is failed: boom"),
+        ([record("none", 1, 0.5), record("none", 1, 0.5)], "two runs of snip at 0.98 .* seed 1"),
+        ([record("none", 1, 0.5), record("invert", 2, 0.5)], "seeds 1, 2 have no pair .*invert"),
+        ([record("none", 1, 0.5)], "no run with a sanity check"),
+        ([], "no run with a sanity check"),
+    ],
+)
+def test_nothing_is_left_out_in_silence(made: list[dict[str, Any]], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        sanity_table(made)
+
+
+def test_the_script_prints_the_table_of_a_folder(tmp_path: Path) -> None:
+    for number, made in enumerate(records(ACCURACIES)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write_record(folder, made)
+    script = Path(__file__).parents[2] / "scripts" / "sanity.py"
+    command = [sys.executable, str(script), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "| `snip` | 0.98 |" in done.stdout
+    (tmp_path / "0" / "record.json").unlink()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "seeds 0 have no pair" in done.stderr
