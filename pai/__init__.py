@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pai.curvature import curvature_diagonal as curvature_diagonal
     from pai.library import available_scorers as available_scorers
+    from pai.library import default_schedule as default_schedule
     from pai.library import load_schedule as load_schedule
     from pai.library import load_scorer as load_scorer
     from pai.masking.mask import apply_mask as apply_mask
@@ -29,6 +30,7 @@ _HOME = {
     "apply_mask": "pai.masking.mask",
     "available_scorers": "pai.library",
     "curvature_diagonal": "pai.curvature",
+    "default_schedule": "pai.library",
     "find_mask": "pai.masking.schedule",
     "load_schedule": "pai.library",
     "load_scorer": "pai.library",

@@ -41,17 +41,37 @@ def load_schedule(name: str, **options: Any) -> Any:
     return load("schedule", name, **options)
 
 
+def default_schedule(scorer: str) -> Any:
+    """Return the pruning schedule that ``conf/scorer/<scorer>.yaml`` selects; else one round.
+
+    Raises:
+        ValueError: unknown scorer.
+
+    Example:
+        >>> default_schedule("synflow").rounds
+        100
+    """
+    from omegaconf import OmegaConf
+
+    _check_name("scorer", scorer)
+    node: Any = OmegaConf.to_container(OmegaConf.load(config_folder() / f"scorer/{scorer}.yaml"))
+    chosen = [
+        choice
+        for entry in node.get("defaults", [])
+        if isinstance(entry, dict)
+        for key, choice in entry.items()
+        if key.split("@")[0] == "override /schedule"
+    ]
+    return load_schedule(chosen[0] if chosen else "oneshot")
+
+
 def load(group: str, name: str, **options: Any) -> Any:
     """Return what ``conf/<group>/<name>.yaml`` describes, instantiated."""
     from omegaconf import OmegaConf
 
     from pai.components import build
 
-    choices = available(group)
-    if name not in choices:
-        raise ValueError(
-            f"{group}: {name!r} is not one of {', '.join(choices)}{nearest(name, choices)}"
-        )
+    _check_name(group, name)
     node: Any = OmegaConf.to_container(OmegaConf.load(config_folder() / group / f"{name}.yaml"))
     node.pop("defaults", None)
     known = [key for key in node if not key.startswith("_")]
@@ -62,3 +82,11 @@ def load(group: str, name: str, **options: Any) -> Any:
                 f"{nearest(key, known)}"
             )
     return build(group, node | options)
+
+
+def _check_name(group: str, name: str) -> None:
+    choices = available(group)
+    if name not in choices:
+        raise ValueError(
+            f"{group}: {name!r} is not one of {', '.join(choices)}{nearest(name, choices)}"
+        )

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from pai.memory import chunks
 from pai.parallel import add_up
+from pai.state import batch_statistics
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 LossFn = Callable[[Tensor, Tensor], Tensor]
@@ -45,20 +46,43 @@ def mean_gradient(
     parameters: Mapping[str, Tensor],
     loss_fn: LossFn | None,
     temperature: float,
+    *,
+    train_batchnorm: bool = False,
 ) -> Named:
     """Return ``g = (1/N) sum_n grad l_n``, the same whatever the batch size.
 
-    Call it inside :func:`pai.state.scoring_mode`.
+    With ``train_batchnorm`` BatchNorm normalises with the statistics of each batch, so that the
+    batch size matters: a batch is never cut into pieces, whatever memory it takes, and several
+    processes all compute all of it. Call it inside :func:`pai.state.scoring_mode`.
 
     Raises:
         ValueError: there is no batch at all.
     """
+    if not train_batchnorm:
+        pieces = chunks(model, batches, copies=_COPIES)
+        return _mean_gradient(model, pieces, parameters, loss_fn, temperature, shared=True)
+    with batch_statistics(model):
+        return _mean_gradient(model, batches, parameters, loss_fn, temperature, shared=False)
+
+
+def _mean_gradient(
+    model: nn.Module, batches: Batches, parameters: Mapping[str, Tensor],
+    loss_fn: LossFn | None, temperature: float, *, shared: bool,
+) -> Named:  # fmt: skip
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
     samples = 0
-    for inputs, targets in chunks(model, batches, copies=_COPIES):
+    for inputs, targets in batches:
         loss = mean_loss(model(inputs), targets, loss_fn, temperature)
         for name, gradient in gradients(loss, parameters).items():
             total[name] += len(targets) * gradient
         samples += len(targets)
-    samples = add_up([total], samples)
+    if shared:
+        samples = add_up([total], samples)
+    require_samples(samples)
     return {name: value / samples for name, value in total.items()}
+
+
+def require_samples(samples: int) -> None:
+    """Raise ``ValueError`` if there was no sample at all."""
+    if samples == 0:
+        raise ValueError("batches is empty: scoring needs at least one sample")

@@ -2,7 +2,7 @@
 
 import datetime
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from pai.clock import Clock
-from pai.data.bundle import Batches
+from pai.data.bundle import Batches, DataBundle
 from pai.distributed import broadcast_object, world_size
 from pai.environment import describe_environment, peak_memory_gib
 from pai.errors import ConfigError
 from pai.masking.mask import apply_mask, dense_mask
-from pai.masking.schedule import find_mask
+from pai.masking.schedule import RoundBatches, find_mask
 from pai.masking.select import Mask
 from pai.memory import memory_budget
 from pai.output import CHECKPOINT_FILE, NoOutput, Output
@@ -24,7 +24,7 @@ from pai.plan import Plan
 from pai.prunable import prunable_parameters
 from pai.records import FolderInUseError, alone_in, read_record, remove_partial_writes, write_record
 from pai.scorers.memo import remembering
-from pai.seeding import generator, global_seed
+from pai.seeding import derive_seed, generator, global_seed
 from pai.tracking.base import RunLabels
 from pai.training.loop import train
 
@@ -151,7 +151,8 @@ def _pipeline(plan: Plan, record: dict[str, Any], clock: Clock, output: Output) 
 
     with clock.timed("data"):
         data = plan.dataset.load().to(plan.device)
-        batches = data.scoring_batches(scoring["samples_per_class"], scoring["batch_size"], seed)
+        draw = _scoring_samples(data, scoring, seed)
+        batches = draw(0)
         record["data"] = {part: len(getattr(data, part)) for part in ("train", "val", "test")}
         record["data"]["scoring"] = len(batches.order)
     output.say("data: %s", ", ".join(f"{n:,} {part}" for part, n in record["data"].items()))
@@ -168,7 +169,7 @@ def _pipeline(plan: Plan, record: dict[str, Any], clock: Clock, output: Output) 
         output.say("scoring and masking on %s", plan.device)
         with memory_budget(scoring["memory_gib"]):
             record["scoring"] = _describe_scores(plan, model, batches, output)
-            mask = _find_mask(plan, model, batches, record, clock, output)
+            mask = _find_mask(plan, model, draw, record, clock, output)
         apply_mask(model, mask)
         with clock.timed("report"):
             output.new_mask(model, mask, next(iter(batches))[0])
@@ -181,6 +182,18 @@ def _pipeline(plan: Plan, record: dict[str, Any], clock: Clock, output: Output) 
             seed=seed, checkpoint=output.checkpoint, on_epoch=output.epoch,
         )  # fmt: skip
     output.model(model)
+
+
+def _scoring_samples(
+    data: DataBundle[Any], scoring: Mapping[str, Any], seed: int
+) -> Callable[[int], Batches]:
+    """Return a function from a round to its scoring batches, each round's an independent draw."""
+
+    def draw(number: int) -> Batches:
+        chosen = seed if number == 0 else derive_seed(seed, f"scoring_round/{number}")
+        return data.scoring_batches(scoring["samples_per_class"], scoring["batch_size"], chosen)
+
+    return draw
 
 
 def _describe_scores(
@@ -199,7 +212,7 @@ def _describe_scores(
 def _find_mask(
     plan: Plan,
     model: nn.Module,
-    batches: Batches,
+    draw: RoundBatches,
     record: dict[str, Any],
     clock: Clock,
     output: Output,
@@ -224,13 +237,13 @@ def _find_mask(
     alone = len(plan.schedule.sparsities(config["sparsity"])) == processes() == 1
     with (
         remembering(
-            Path(folder).expanduser() if folder and alone else None, model, batches, probes,
+            Path(folder).expanduser() if folder and alone else None, model, draw(0), probes,
             about={"model": config["model"], "spec": asdict(plan.spec)},
         ) as memo,
         spent.timed("both"),
     ):  # fmt: skip
         mask = find_mask(
-            model, batches, scorer,
+            model, draw, scorer,
             sparsity=config["sparsity"], schedule=plan.schedule, scope=config["scope"],
             generator=probes, include_classifier=whole,
         )  # fmt: skip

@@ -2,9 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
+
+_NONE: Mapping[int, tuple[Tensor, Tensor]] = MappingProxyType({})
+_pruned = ContextVar("masked weights", default=_NONE)
+"""By ``id`` of a parameter: its dense weights, and which of them are kept."""
 
 
 @contextmanager
@@ -47,18 +53,72 @@ def scoring_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def masked_weights(model: nn.Module, mask: Mapping[str, Tensor] | None) -> Iterator[None]:
-    """Zero the pruned weights of ``model`` inside the block; put the very same bits back after."""
+    """Zero the pruned weights of ``model`` inside the block; put the very same bits back after.
+
+    Inside the block :func:`dense_weights` and :func:`kept_weights` tell what was zeroed.
+    """
     if mask is None:
         yield
         return
     parameters = dict(model.named_parameters())
     saved = {name: parameters[name].detach().clone() for name in mask}
+    dense = dense_weights({name: parameters[name] for name in mask})
+    keep = {name: kept.to(parameters[name].device) for name, kept in mask.items()}
+    token = _pruned.set(
+        {**_pruned.get(), **{id(parameters[n]): (dense[n].clone(), keep[n]) for n in mask}}
+    )
     try:
         with torch.no_grad():
-            for name, keep in mask.items():
-                parameters[name].masked_fill_(~keep.to(parameters[name].device), 0)
+            for name in mask:
+                parameters[name].masked_fill_(~keep[name], 0)
         yield
     finally:
+        _pruned.reset(token)
         with torch.no_grad():
             for name, weight in saved.items():
                 parameters[name].copy_(weight)
+
+
+def dense_weights(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Return the weights (detached), those that :func:`masked_weights` has zeroed included.
+
+    A score that multiplies by the weight takes it from here. Weights that an earlier round of an
+    iterative schedule removed then have a score too, and may return if the schedule lets them.
+    """
+    pruned = _pruned.get()
+    return {
+        name: pruned[id(p)][0] if id(p) in pruned else p.detach() for name, p in parameters.items()
+    }
+
+
+def kept_weights(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Return which weights :func:`masked_weights` keeps (bool): all of them outside its blocks."""
+    pruned = _pruned.get()
+    return {
+        name: pruned[id(p)][1] if id(p) in pruned else torch.ones_like(p, dtype=torch.bool)
+        for name, p in parameters.items()
+    }
+
+
+@contextmanager
+def batch_statistics(model: nn.Module, *, store: bool = False) -> Iterator[None]:
+    """Let BatchNorm normalise with the statistics of the batch inside the block.
+
+    Args:
+        model: its other modules, dropout for one, stay in their mode.
+        store: make the statistics of the last batch the running ones (variance unbiased);
+            otherwise the running statistics are not touched.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    saved = [(layer.training, layer.momentum, layer.track_running_stats) for layer in layers]
+    try:
+        for layer in layers:
+            layer.training = True
+            if store:
+                layer.momentum = 1.0
+            else:
+                layer.track_running_stats = False
+        yield
+    finally:
+        for layer, (training, momentum, tracks) in zip(layers, saved, strict=True):
+            layer.training, layer.momentum, layer.track_running_stats = training, momentum, tracks

@@ -18,9 +18,9 @@ TREES = {name: ast.parse(path.read_text()) for name, path in zip(NAMES, FILES, s
 LAYERS = (
     {"errors"},
     {"parallel", "distributed"},
-    {"memory"},
+    {"memory", "state"},
     {"cache", "trust", "naming", "paths", "records", "seeding", "environment", "models",
-     "saliency", "prunable", "state", "objective", "warmup", "tracking", "clock"},
+     "saliency", "prunable", "objective", "warmup", "tracking", "clock"},
     {"components", "data", "curvature", "reports", "flops"},
     {"schema", "library", "scorers", "masking", "training"},
     {"compose", "plan", "output", "cache_command"},

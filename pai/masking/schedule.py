@@ -1,8 +1,15 @@
-"""Pruning schedules: at which sparsities the network is scored anew on the way to the target."""
+"""Pruning schedules: at which sparsities the network is scored anew on the way to the target.
 
-from collections.abc import Callable
+In round k the scorer sees the network with the weights of round k - 1's mask, and the mask of round
+k is selected from its scores. Where a score multiplies by the weight it is the dense weight
+(:func:`pai.state.dense_weights`); gradients and all else are those at the masked point.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from itertools import count, repeat
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +22,27 @@ from pai.state import masked_weights
 ScoreFn = Callable[[Mask | None], dict[str, Tensor]]
 """Scores all prunable weights of the network as pruned by the given mask (``None``: dense)."""
 
+RoundBatches = Callable[[int], Batches]
+"""Gives the scoring batches of a round, counted from 0."""
 
-@runtime_checkable
-class Schedule(Protocol):
+
+class Schedule(ABC):
     """Gives the sparsity after each round; the last is the target."""
 
+    revive: bool = False
+    """Whether a weight that an earlier round removed may return: each round then selects among all
+    weights (FORCE), otherwise among those that are left (SynFlow, iterative SNIP)."""
+
+    resample: bool = False
+    """Whether each round draws scoring samples of its own, otherwise all rounds see the same."""
+
+    @abstractmethod
     def sparsities(self, target: float) -> list[float]:
         """Return the sparsity after each round, in order, ending with ``target``."""
 
 
 @dataclass(frozen=True)
-class OneShot:
+class OneShot(Schedule):
     """One round: score the dense network, prune to the target."""
 
     def sparsities(self, target: float) -> list[float]:
@@ -34,10 +51,18 @@ class OneShot:
 
 
 @dataclass(frozen=True)
-class Exponential:
-    """``rounds`` rounds with density ``rho^(k/n)`` after round k (SynFlow, iterative SNIP)."""
+class Exponential(Schedule):
+    """``rounds`` rounds with density ``rho^(k/n)`` after round k (SynFlow, iterative SNIP, FORCE).
+
+    Args:
+        rounds: how many.
+        revive: see :class:`Schedule`.
+        resample: see :class:`Schedule`.
+    """
 
     rounds: int = 100
+    revive: bool = False
+    resample: bool = False
 
     def __post_init__(self) -> None:
         _check_rounds(self.rounds)
@@ -49,10 +74,18 @@ class Exponential:
 
 
 @dataclass(frozen=True)
-class Linear:
-    """``rounds`` rounds with sparsity ``target * k / n`` after round k."""
+class Linear(Schedule):
+    """``rounds`` rounds with sparsity ``target * k / n`` after round k.
+
+    Args:
+        rounds: how many.
+        revive: see :class:`Schedule`.
+        resample: see :class:`Schedule`.
+    """
 
     rounds: int = 10
+    revive: bool = False
+    resample: bool = False
 
     def __post_init__(self) -> None:
         _check_rounds(self.rounds)
@@ -63,18 +96,18 @@ class Linear:
 
 
 def iterate(score: ScoreFn, schedule: Schedule, sparsity: float, scope: Scope) -> Mask:
-    """Score and select once per round; a weight that was removed never returns."""
+    """Score and select once per round, among the weights that are left or (``revive``) all."""
     check_sparsity(sparsity)
     mask: Mask | None = None
     for target in schedule.sparsities(sparsity):
-        mask = select(score(mask), target, scope, within=mask)
+        mask = select(score(mask), target, scope, within=None if schedule.revive else mask)
     assert mask is not None, "a schedule has at least one round"
     return mask
 
 
 def find_mask(
     model: nn.Module,
-    batches: Batches,
+    batches: Batches | RoundBatches,
     scorer: Callable[..., dict[str, Tensor]],
     *,
     sparsity: float,
@@ -91,29 +124,47 @@ def find_mask(
 
     Args:
         model: any module, on any device.
-        batches: re-iterable of ``(inputs, targets)`` on the model's device.
+        batches: re-iterable of ``(inputs, targets)`` on the model's device; or a function that
+            returns such batches for a round (0, 1, ...), which ``schedule.resample`` asks for.
         scorer: from :func:`pai.load_scorer`, or any callable of its form.
         sparsity: the fraction of prunable weights to remove.
-        schedule: default :class:`OneShot`.
+        schedule: default :class:`OneShot`; :func:`pai.default_schedule` gives a method's own.
         scope: ``"global"`` or ``"layer"`` (:func:`pai.select`).
         loss_fn: default cross-entropy.
         generator: makes stochastic scorers reproducible.
         include_classifier: also prune the final classifier.
 
     Raises:
-        ValueError: see :func:`pai.select`; or the model has no prunable weights.
+        ValueError: see :func:`pai.select`; or the model has no prunable weights; or the schedule
+            asks for samples per round that ``batches`` cannot give.
     """
     parameters = prunable_parameters(model, include_classifier=include_classifier)
     if not parameters:
         raise ValueError("the model has no prunable weights")
+    schedule = schedule or OneShot()
+    rounds = _rounds(batches, schedule)
 
     def score(mask: Mask | None) -> dict[str, Tensor]:
         with masked_weights(model, mask):
             return scorer(
-                model, batches, loss_fn=loss_fn, generator=generator, parameters=parameters
+                model, next(rounds), loss_fn=loss_fn, generator=generator, parameters=parameters
             )
 
-    return iterate(score, schedule or OneShot(), sparsity, scope)
+    return iterate(score, schedule, sparsity, scope)
+
+
+def _rounds(batches: Batches | RoundBatches, schedule: Schedule) -> Iterator[Batches]:
+    """Yield the batches of each round."""
+    if callable(batches):
+        drawn = cast(RoundBatches, batches)
+        numbers = count() if schedule.resample else count(step=0)
+        return (drawn(number) for number in numbers)
+    if schedule.resample:
+        raise ValueError(
+            "batches must be a function of the round, because the schedule resamples; "
+            "give one, or a schedule with resample=False"
+        )
+    return repeat(batches)
 
 
 def _check_rounds(rounds: int) -> None:

@@ -20,6 +20,7 @@ from pai.curvature import (
 from pai.objective import Batches, LossFn, Named, check_temperature, mean_gradient
 from pai.scorers.base import Scorer
 from pai.scorers.memo import is_remembering, remembered
+from pai.state import dense_weights
 
 Saliency = Callable[..., Tensor]
 
@@ -29,12 +30,15 @@ class FactorScorer(Scorer):
     """``saliency(w, g, h)`` with those factors that the formula names (:mod:`pai.saliency`).
 
     ``g`` is the mean gradient and ``h`` the diagonal estimated by ``estimator``, both of the mean
-    loss at ``f / temperature`` over the same samples.
+    loss at ``f / temperature`` over the same samples; ``w`` is the dense weight also where an
+    earlier round has pruned it. With ``train_batchnorm`` (for scores without ``h``) BatchNorm
+    normalises with the statistics of each scoring batch (:func:`pai.objective.mean_gradient`).
     """
 
     saliency: Saliency
     temperature: float = 1.0
     estimator: Estimator | None = None
+    train_batchnorm: bool = False
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
@@ -69,7 +73,7 @@ class FactorScorer(Scorer):
         needs = self._needs()
         factors: dict[str, Mapping[str, Tensor]] = {}
         if "w" in needs:
-            factors["w"] = {name: p.detach() for name, p in parameters.items()}
+            factors["w"] = dense_weights(parameters)
         if "h" in needs:
             factors |= self._curvature(model, batches, parameters, loss_fn, generator)
         elif "g" in needs:
@@ -103,23 +107,31 @@ class FactorScorer(Scorer):
         loss_fn: LossFn | None,
     ) -> dict[str, Named]:  # fmt: skip
         def compute() -> dict[str, Named]:
-            return {"g": mean_gradient(model, batches, parameters, loss_fn, self.temperature)}
+            gradient = mean_gradient(
+                model, batches, parameters, loss_fn, self.temperature,
+                train_batchnorm=self.train_batchnorm,
+            )  # fmt: skip
+            return {"g": gradient}
 
         if loss_fn is not None:
             return compute()
-        return remembered(MeanGradient(self.temperature), parameters, ("g",), compute)
+        what = MeanGradient(self.temperature, self.train_batchnorm)
+        return remembered(what, parameters, ("g",), compute)
 
 
 @dataclass(frozen=True)
 class MeanGradient:
-    """Names the mean gradient at a temperature for :func:`pai.scorers.memo.remembered`."""
+    """Names the mean gradient with its options for :func:`pai.scorers.memo.remembered`."""
 
     temperature: float
+    train_batchnorm: bool
 
 
-def gradient_scorer(saliency: Saliency, temperature: float = 1.0) -> FactorScorer:
+def gradient_scorer(
+    saliency: Saliency, temperature: float = 1.0, train_batchnorm: bool = False
+) -> FactorScorer:
     """Build a first-order scorer (``grad_norm``, ``snip``): one gradient pass."""
-    return FactorScorer(saliency, temperature)
+    return FactorScorer(saliency, temperature, train_batchnorm=train_batchnorm)
 
 
 def empirical_fisher_scorer(saliency: Saliency, temperature: float = 1.0) -> FactorScorer:

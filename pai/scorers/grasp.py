@@ -1,6 +1,7 @@
 """GraSP: keep the weights whose removal would most reduce the gradient flow."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,23 +19,37 @@ from pai.objective import (
     gradients,
     mean_gradient,
     mean_loss,
+    require_samples,
 )
 from pai.parallel import add_up
 from pai.scorers.base import Scorer
+from pai.state import batch_statistics, dense_weights
 
 
 @dataclass(frozen=True)
 class Grasp(Scorer):
     """``w * (H g)``, the largest are kept; ``g`` and ``H`` of the mean loss at ``f / T``.
 
-    Both passes see the same samples, and ``H g`` is that of the objective over all of them,
-    whatever the batch size: first ``g`` over all batches, then ``sum_b (n_b / N) H_b g``.
+    First ``g`` over all samples, then ``H g = sum_b (n_b / N) H_b g``, whatever the batch size.
     Removing w changes ``g . g`` by ``-2 w (H g)`` to first order, so the original removes the
     largest ``-w (H g)``. Source: Wang et al. 2020, arXiv 2002.07376, equations 6 to 8; T = 200 is
     their code's setting.
+
+    Args:
+        temperature: T.
+        absolute: score ``|w (H g)|``, so that weights are kept that change the gradient flow most,
+            in either direction (not the original).
+        independent_draws: ``g`` from the samples at even positions, ``H`` from those at odd ones.
+            Over the draw of samples ``E[H g]`` is then the product of the expectations; with the
+            same samples for both, as in the original, it is not.
+        train_batchnorm: BatchNorm normalises with the statistics of each batch, as in the original;
+            the batch size then matters, and a batch is never cut to fit the memory.
     """
 
     temperature: float = 200.0
+    absolute: bool = False
+    independent_draws: bool = False
+    train_batchnorm: bool = False
     remembers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -44,17 +59,53 @@ class Grasp(Scorer):
         self, model: nn.Module, batches: Batches, parameters: Mapping[str, nn.Parameter], *,
         loss_fn: LossFn | None, generator: torch.Generator | None,
     ) -> Named:  # fmt: skip
-        """Take one gradient pass, then one Hessian-vector pass over the same batches."""
-        flow = mean_gradient(model, batches, parameters, loss_fn, self.temperature)
+        """Take one gradient pass, then one Hessian-vector pass."""
+        first, second = batches, batches
+        if self.independent_draws:
+            first, second = _EveryOther(batches, 0), _EveryOther(batches, 1)
+        flow = mean_gradient(
+            model, first, parameters, loss_fn, self.temperature,
+            train_batchnorm=self.train_batchnorm,
+        )  # fmt: skip
+        with batch_statistics(model) if self.train_batchnorm else nullcontext():
+            product = self._hessian_product(model, second, parameters, loss_fn, flow)
+        scores = {name: w * product[name] for name, w in dense_weights(parameters).items()}
+        return {name: s.abs() for name, s in scores.items()} if self.absolute else scores
+
+    def _hessian_product(
+        self, model: nn.Module, batches: Batches, parameters: Mapping[str, nn.Parameter],
+        loss_fn: LossFn | None, vector: Named,
+    ) -> Named:  # fmt: skip
         total = {name: torch.zeros_like(p) for name, p in parameters.items()}
         samples = 0
+        whole = self.train_batchnorm
         with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
-            for inputs, targets in chunks(model, batches, copies=SECOND_ORDER_COPIES):
+            for inputs, targets in (
+                batches if whole else chunks(model, batches, copies=SECOND_ORDER_COPIES)
+            ):
                 loss = mean_loss(model(inputs), targets, loss_fn, self.temperature)
-                first = gradients(loss, parameters, create_graph=True)
-                inner = torch.stack([(first[name] * flow[name]).sum() for name in parameters]).sum()
+                slope = gradients(loss, parameters, create_graph=True)
+                inner = torch.stack([(slope[n] * vector[n]).sum() for n in parameters]).sum()
                 for name, product in gradients(inner, parameters).items():
                     total[name] += len(targets) * product
                 samples += len(targets)
-        samples = add_up([total], samples)
-        return {name: p.detach() * total[name] / samples for name, p in parameters.items()}
+        if not whole:
+            samples = add_up([total], samples)
+        require_samples(samples)
+        return {name: value / samples for name, value in total.items()}
+
+
+@dataclass(frozen=True)
+class _EveryOther:
+    """Those samples of ``batches`` whose position in the whole stream is even (0) or odd (1)."""
+
+    batches: Batches
+    parity: int
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        seen = 0
+        for inputs, targets in self.batches:
+            start = (seen + self.parity) % 2
+            seen += len(targets)
+            if len(targets) > start:
+                yield inputs[start::2], targets[start::2]

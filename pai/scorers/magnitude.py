@@ -8,6 +8,7 @@ from torch import nn
 
 from pai.objective import Batches, LossFn, Named
 from pai.scorers.base import Scorer
+from pai.state import dense_weights
 
 
 @dataclass(frozen=True)
@@ -19,4 +20,4 @@ class Magnitude(Scorer):
         loss_fn: LossFn | None, generator: torch.Generator | None,
     ) -> Named:  # fmt: skip
         """Return the absolute weights."""
-        return {name: p.detach().abs() for name, p in parameters.items()}
+        return {name: w.abs() for name, w in dense_weights(parameters).items()}

@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from pai.objective import Batches, LossFn, Named, gradients
 from pai.scorers.base import Scorer
+from pai.state import dense_weights
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,10 @@ class SynFlow(Scorer):
             for name, p in model.named_parameters()
         }
         flow = functional_call(model, {**absolute, **_positive_buffers(model)}, (ones,)).sum()
-        chosen = {name: absolute[name] for name in parameters}
+        gradient = gradients(flow, {name: absolute[name] for name in parameters})
         return {
-            name: (chosen[name] * gradient).abs()
-            for name, gradient in gradients(flow, chosen).items()
+            name: weight.double().abs() * gradient[name].abs()
+            for name, weight in dense_weights(parameters).items()
         }
 
 

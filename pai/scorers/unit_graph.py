@@ -1,0 +1,126 @@
+"""The units of a network and the weights between them, traced, for walks from unit to unit.
+
+A *unit* is a channel of a feature map or a feature of a vector. The graph's nodes are the tensors of
+one forward pass. A weighted operation leads from a unit through one of its weights to another unit;
+all others keep the unit (ReLU, BatchNorm, pooling), renumber it (flattening, concatenation) or merge
+branches (addition).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+Kind = Literal["input", "weighted", "same", "merge", "flatten", "concat"]
+_CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
+_SAME = {
+    "batch_norm", "group_norm", "instance_norm", "layer_norm", "relu", "relu6", "hardtanh", "elu",
+    "leaky_relu", "gelu", "silu", "tanh", "sigmoid", "hardswish", "dropout", "max_pool1d",
+    "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+    "clone", "contiguous", "detach", "alias", "to", "mul", "div", "sub", "add",
+}  # fmt: skip
+_RESHAPING = {"flatten", "view", "reshape", "squeeze"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A tensor of the forward pass: the operation that made it, and from which earlier tensors.
+
+    Attributes:
+        kind: the operation.
+        operands: positions of the tensors it reads.
+        units: how many units the tensor has.
+        axis: where they are in its shape.
+        weight: the parameter of a weighted operation.
+        groups: of a convolution.
+    """
+
+    kind: Kind
+    operands: tuple[int, ...]
+    units: int
+    axis: int
+    weight: str = ""
+    groups: int = 1
+
+
+def trace(model: nn.Module, inputs: Tensor) -> list[Step]:
+    """Return the tensors from ``inputs`` to the logits in the order of computation.
+
+    The first is the input (units on axis 1), the last the logits. Call it in eval mode.
+
+    Raises:
+        ValueError: an operation mixes units in another way than convolutions and linear layers do
+            (attention, products of two branches); it is named.
+    """
+    program = torch.export.export(model, (inputs,))
+    names = program.graph_signature.inputs_to_parameters
+    seen: dict[Node, int] = {}
+    steps: list[Step] = []
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in program.graph_signature.user_inputs:
+            step = Step("input", (), node.meta["val"].shape[1], 1)
+        elif node.op == "call_function" and any(n in seen for n in node.all_input_nodes):
+            found = _step(node, seen, steps, names)
+            if found is None:
+                raise ValueError(
+                    f"walks from unit to unit are not defined for this network: its operation "
+                    f"{node.name} ({node.target}) is neither a layer with weights nor keeps its units"
+                )
+            step = found
+        else:
+            continue
+        seen[node] = len(steps)
+        steps.append(step)
+    (outputs,) = (node.args[0] for node in program.graph.nodes if node.op == "output")
+    if len(outputs) != 1 or outputs[0] not in seen:
+        raise ValueError("walks from unit to unit need a network with one output")
+    return steps[: seen[outputs[0]] + 1]
+
+
+def _step(
+    node: Node, seen: Mapping[Node, int], steps: list[Step], names: Mapping[str, str]
+) -> Step | None:
+    inside = [n for n in node.all_input_nodes if n in seen]
+    operands = tuple(seen[n] for n in inside)
+    source, before = steps[operands[0]], tuple(inside[0].meta["val"].shape)
+    shape, axis, units = tuple(node.meta["val"].shape), source.axis, source.units
+    arguments: Any = node.args
+    kind = str(node.target).split(".")[1].rstrip("_")
+    if kind == "cat":
+        if all(n in seen for n in arguments[0]) and _dim(node, len(shape)) == axis:
+            return Step("concat", tuple(seen[n] for n in arguments[0]), shape[axis], axis)
+    elif len(operands) == 2:
+        if kind == "add" and all(tuple(n.meta["val"].shape) == shape for n in inside):
+            return Step("merge", operands, units, axis)
+    elif kind == "linear" or kind in _CONVOLUTIONS:
+        weight = names.get(arguments[1].name)
+        if weight is not None and axis == (len(before) - 1 if kind == "linear" else 1):
+            groups = arguments[6] if len(arguments) > 6 else 1
+            return Step("weighted", operands, shape[axis], axis, weight, groups)
+    elif kind in ("permute", "transpose"):
+        order = list(range(len(before)))
+        if kind == "permute":
+            order = [d % len(before) for d in arguments[1]]
+        else:
+            a, b = (d % len(before) for d in arguments[1:3])
+            order[a], order[b] = b, a
+        return Step("same", operands, units, order.index(axis))
+    elif kind == "mean" and len(arguments) > 1:
+        gone = {d % len(before) for d in arguments[1]}
+        if axis not in gone:
+            shift = sum(d < axis for d in gone) if len(shape) < len(before) else 0
+            return Step("same", operands, units, axis - shift)
+    elif kind in _SAME or shape == before:
+        if kind in _SAME and len(shape) == len(before) and shape[axis] == units:
+            return Step("same", operands, units, axis)
+    elif kind in _RESHAPING and axis == 1 and len(shape) == 2 and shape[0] == before[0]:
+        return Step("flatten", operands, shape[1], 1)
+    return None
+
+
+def _dim(node: Node, dimensions: int) -> int:
+    axis: Any = node.args[1] if len(node.args) > 1 else 0
+    return int(axis) % dimensions
