@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count, repeat
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -156,9 +155,7 @@ def find_mask(
 def _rounds(batches: Batches | RoundBatches, schedule: Schedule) -> Iterator[Batches]:
     """Yield the batches of each round."""
     if callable(batches):
-        drawn = cast(RoundBatches, batches)
-        numbers = count() if schedule.resample else count(step=0)
-        return (drawn(number) for number in numbers)
+        return map(batches, count() if schedule.resample else repeat(0))
     if schedule.resample:
         raise ValueError(
             "batches must be a function of the round, because the schedule resamples; "

@@ -29,8 +29,9 @@ class NtkSap(Scorer):
     with the statistics that the unperturbed network has on the same inputs, held fixed.
 
     Fresh weights are each tensor's own dense weights in a random order: for weights drawn
-    independently from one distribution per tensor, which is what initializations do (orthogonal ones
-    excepted), that is another draw with the same values, for any module. Biases and norms stay.
+    independently from one distribution per tensor, which is what initializations do (orthogonal
+    ones excepted), that is another draw with the same values, for any module. Biases and norms
+    stay as they are.
 
     This is one round; ``scorer=ntk_sap`` selects 20 by ``schedule=ntk_sap``, each with draws of its
     own. Source: Wang et al. 2023, arXiv 2304.02840, equation 8 and algorithm 1.
@@ -71,17 +72,10 @@ class NtkSap(Scorer):
                     weights = {n: _reordered(value, stream) for n, value in dense.items()}
                 moved = {n: v + self.epsilon * _normal(v, stream) for n, v in weights.items()}
                 x = _normal(inputs, stream)
-                buffers = _statistics(
-                    model, {n: v * mask[n].detach() for n, v in weights.items()}, x
-                )
+                buffers = _statistics(model, weights, mask, x)
                 for piece in x.split(samples_at_once(model, inputs, _COPIES)):
                     first, second = (
-                        functional_call(
-                            model,
-                            {**buffers, **{n: v * mask[n] for n, v in values.items()}},
-                            (piece,),
-                        )
-                        for values in (weights, moved)
+                        _masked(model, values, mask, buffers, piece) for values in (weights, moved)
                     )
                     change = (first - second).square().sum()
                     for name, gradient in gradients(change, scored).items():
@@ -89,6 +83,12 @@ class NtkSap(Scorer):
                 samples += len(inputs)
         require_samples(samples)
         return {name: value.abs() for name, value in total.items()}
+
+
+def _masked(model: nn.Module, weights: Named, mask: Named, buffers: Named, x: Tensor) -> Tensor:
+    values = {name: weight * mask[name] for name, weight in weights.items()}
+    out: Tensor = functional_call(model, {**buffers, **values}, (x,))
+    return out
 
 
 def _normal(like: Tensor, stream: torch.Generator) -> Tensor:
@@ -101,9 +101,9 @@ def _reordered(weight: Tensor, stream: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def _statistics(model: nn.Module, weights: Named, inputs: Tensor) -> Named:
+def _statistics(model: nn.Module, weights: Named, mask: Named, inputs: Tensor) -> Named:
     """Return the buffers of ``model`` with BatchNorm's statistics of ``inputs``."""
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     with batch_statistics(model, store=True):
-        functional_call(model, {**buffers, **weights}, (inputs,))
+        _masked(model, weights, mask, buffers, inputs)
     return buffers

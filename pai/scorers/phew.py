@@ -23,20 +23,20 @@ class Phew(Scorer):
 
     Walk 0 starts at the first unit of the input and goes to an output, walk 1 at the first unit of
     the output and goes back to an input, walk 2 at the second unit of the input, and so on in turn.
-    At each layer a walk takes one of the weights of its unit, with probability ``|w| / sum |w|`` over
-    the weights that leave the unit (forward) or enter it (backward); a unit is a channel, and all
-    positions of a kernel are weights of their own. The original walks until enough weights are
-    found. Here the score of a weight is minus the number of the walk that found it, and its place in
-    that walk, so that selecting any count of weights gives exactly the mask of the first walks.
+    At each layer a walk takes one of the weights of its unit, with probability ``|w| / sum |w|``
+    over the weights that leave the unit (forward) or enter it (backward); a unit is a channel, and
+    all positions of a kernel are weights of their own. The original walks until enough weights are
+    found. Here the score of a weight is minus the number of the walk that found it, and its place
+    in that walk, so that any count of highest scores is exactly the mask of the first walks.
 
-    The walks end when a share ``coverage`` of the weights has been found, or after 20 walks for each
-    of them; the rest follow in the order of ``|w|``. Masks of sparsity ``1 - coverage`` and above
-    are thus the method's own.
+    The walks end when a share ``coverage`` of the weights has been found, or after 20 walks for
+    each of them; the rest follow in the order of ``|w|``. Masks of sparsity ``1 - coverage`` and
+    above are thus the method's own.
 
-    At a fork the branches are equally likely. A branch without weights (an identity shortcut) is not
-    taken where another branch to the same addition has some, as in the authors' code. Supported are
-    networks of convolutions, linear layers, activations, norms, pooling, additions, concatenations
-    and flattening. Source: Patil and Dovrolis 2021, arXiv 2010.11354, section 4.
+    At a fork the branches are equally likely. A branch without weights (an identity shortcut) is
+    not taken where another branch to the same addition has some, as in the authors' code. Supported
+    are networks of convolutions, linear layers, activations, norms, pooling, additions,
+    concatenations and flattening. Source: Patil and Dovrolis 2021, arXiv 2010.11354, section 4.
 
     Args:
         coverage: the share of the scored weights to find.
@@ -88,7 +88,7 @@ class Walker:
         for at, step in enumerate(steps):
             if step.kind == "weighted" and at in on_route and at in self._previous:
                 weight = weights[step.weight]
-                source, target = ends(weight.shape, step.groups)
+                source, target = units_of(weight.shape, step.groups)
                 size = weight.detach().cpu().double().abs().flatten()
                 self._forward[at] = Choice(size, source, target)
                 self._backward[at] = Choice(size, target, source)
@@ -152,7 +152,7 @@ class Walker:
         return found
 
     def _pass(
-        self, edge: int, ends_: tuple[int, int], walkers: Tensor, units: Tensor, *, forward: bool
+        self, edge: int, ends: tuple[int, int], walkers: Tensor, units: Tensor, *, forward: bool
     ) -> tuple[Tensor, Tensor]:
         """Return which walkers get through operation ``edge``, and the units they get to."""
         step = self._steps[edge]
@@ -174,8 +174,8 @@ class Walker:
             inside = torch.randint(block, units.shape, generator=self._stream)
             return everyone, units * block + inside
         if step.kind == "concat":
-            place_ = step.operands.index(ends_[0])
-            return everyone, units + sum(self._steps[o].units for o in step.operands[:place_])
+            before = step.operands[: step.operands.index(ends[0])]
+            return everyone, units + sum(self._steps[o].units for o in before)
         return everyone, units
 
 
@@ -198,14 +198,14 @@ class Choice:
         self.total = upper - self._base
 
     def __call__(self, units: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the weights (flat positions) that ``draws`` in [0, 1) take, and where they lead."""
+        """Return the weights that ``draws`` in [0, 1) take (flat), and where they lead."""
         values = self._base[units] + draws * self.total[units]
         position = torch.searchsorted(self._sums, values, right=True)
         taken = self._order[torch.minimum(position, self._end[units] - 1)]
         return taken, self._to[taken]
 
 
-def ends(shape: torch.Size, groups: int) -> tuple[Tensor, Tensor]:
+def units_of(shape: torch.Size, groups: int) -> tuple[Tensor, Tensor]:
     """Return the input unit and the output unit of each weight ``[O, I / groups, ...]``, flat."""
     outputs, inputs = shape[0], shape[1]
     positions = shape[2:].numel()

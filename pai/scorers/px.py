@@ -27,28 +27,30 @@ class Px(Scorer):
     """``|v dR/dv|`` with ``v = w^2`` and ``R = sum_k A_k B_k`` over the classes k.
 
     A path runs from an input to an output through one weight of each layer it passes.
-    ``A_k = sum_n sum_{paths p to k} a_p(x_n) x_{n,p}^2`` counts the paths that are active for sample
-    n (all ReLUs on them are on, all max poolings choose them), weighted by the squared input where
-    they start; ``B_k = sum_{paths p to k} prod_{w in p} w^2``. With ``classifier="squared"``
+    ``A_k = sum_n sum_{paths p to k} a_p(x_n) x_{n,p}^2`` counts the paths that are active for
+    sample n (all ReLUs on them are on, all max poolings choose them), weighted by the squared input
+    where they start; ``B_k = sum_{paths p to k} prod_{w in p} w^2``. With ``classifier="squared"``,
     ``sum_k A_k`` and ``sum_w dB/d(w^2)`` (B the sum of the ``B_k``) are the squared Frobenius norms
-    of the two factors of the network's Jacobian, paths by weights and outputs by paths, whose product
-    bounds the trace of the neural tangent kernel. All scores are then sums of positive terms.
+    of the two factors of the network's Jacobian, outputs by paths and paths by weights. Their
+    product bounds the trace of the neural tangent kernel, and all scores are sums of positive
+    terms.
 
-    **A dense classifier makes "squared" blind to the data**: all its paths count alike in A, so all
-    ``A_k`` are equal and the ranking is that of ``v dB/dv`` (SynFlow's with squared weights). The
-    authors' code takes the classifier's weights as they are, sign included, in A and in B. That is
-    ``"signed"``, the default; its scores need not be positive before ``|.|``.
+    **A dense classifier makes "squared" blind to the data**: all its paths count alike in A, so
+    all ``A_k`` are equal and the ranking is that of ``v dB/dv`` (SynFlow's with squared weights).
+    The authors' code takes the classifier's weights as they are, sign included, in A and in B. That
+    is ``"signed"``, the default; its scores need not be positive before ``|.|``.
 
     BatchNorm, in eval mode, belongs to the paths: its shift is left out, its scale is 1 in A and
-    squared in B (the code runs it in train mode). Computed in float64. One round takes a forward pass
-    for the gates, one for A, and a gradient pass on a single input for B; ``scorer=px`` selects 100
-    rounds. Source: Iurada et al. 2024, arXiv 2406.01820.
+    squared in B (the code runs it in train mode). Computed in float64. One round takes a forward
+    pass for the gates, one for A, and a gradient pass on a single input for B; ``scorer=px``
+    selects 100 rounds. Source: Iurada et al. 2024, arXiv 2406.01820.
 
     Args:
         classifier: how the final layer enters.
 
     Raises:
-        ValueError: the network is not made of affine layers, BatchNorm, ReLU, pooling and additions.
+        ValueError: the network is no sum over paths: it has other things in it than affine layers,
+            BatchNorm, ReLU, pooling and additions.
     """
 
     classifier: Literal["signed", "squared"] = "signed"
@@ -63,10 +65,11 @@ class Px(Scorer):
         loss_fn: LossFn | None, generator: torch.Generator | None,
     ) -> Named:  # fmt: skip
         """Follow the active paths of the data, then differentiate the sum over all paths."""
-        head = set(classifier(model).parameters()) if self.classifier == "signed" else set()
+        last = classifier(model)
+        head = set(last.parameters()) if last and self.classifier == "signed" else set()
         every = prunable_parameters(model, include_classifier=True) | dict(parameters)
         keep = kept_weights(every)
-        ones, values = _plain(model, lambda v: torch.ones_like(v)), _plain(model, torch.square)
+        ones, values = _plain(model, torch.ones_like), _plain(model, torch.square)
         for name, weight in dense_weights(every).items():
             signed, kept = every[name] in head, keep[name].double()
             ones[name] = kept * (weight.double() if signed else 1)
@@ -147,8 +150,8 @@ def _check_linear(
         expected, actual = function(first) + function(second), function(first + second)
     if not bool((expected - actual).abs().max() <= _TOLERANCE * expected.abs().max()):
         raise ValueError(
-            "px: this network is not made of affine layers, BatchNorm, ReLU, pooling and additions; "
-            "its function is no sum over paths"
+            "px is for networks of affine layers, BatchNorm, ReLU, pooling and additions; "
+            "this one's function is no sum over paths"
         )
 
 

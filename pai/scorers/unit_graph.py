@@ -1,14 +1,14 @@
 """The units of a network and the weights between them, traced, for walks from unit to unit.
 
-A *unit* is a channel of a feature map or a feature of a vector. The graph's nodes are the tensors of
-one forward pass. A weighted operation leads from a unit through one of its weights to another unit;
-all others keep the unit (ReLU, BatchNorm, pooling), renumber it (flattening, concatenation) or merge
-branches (addition).
+A *unit* is a channel of a feature map or a feature of a vector. The graph's nodes are the tensors
+of one forward pass. A weighted operation leads from a unit through one of its weights to another
+unit; all others keep the unit (ReLU, BatchNorm, pooling), renumber it (flattening, concatenation)
+or merge branches (addition).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,7 @@ def trace(model: nn.Module, inputs: Tensor) -> list[Step]:
             if found is None:
                 raise ValueError(
                     f"walks from unit to unit are not defined for this network: its operation "
-                    f"{node.name} ({node.target}) is neither a layer with weights nor keeps its units"
+                    f"{node.name} ({node.target}) is no layer with weights, nor keeps its units"
                 )
             step = found
         else:
@@ -83,44 +83,54 @@ def trace(model: nn.Module, inputs: Tensor) -> list[Step]:
 def _step(
     node: Node, seen: Mapping[Node, int], steps: list[Step], names: Mapping[str, str]
 ) -> Step | None:
+    """Return the step that ``node`` is, or ``None`` if it is none."""
     inside = [n for n in node.all_input_nodes if n in seen]
     operands = tuple(seen[n] for n in inside)
-    source, before = steps[operands[0]], tuple(inside[0].meta["val"].shape)
-    shape, axis, units = tuple(node.meta["val"].shape), source.axis, source.units
-    arguments: Any = node.args
+    shape, axis = tuple(node.meta["val"].shape), steps[operands[0]].axis
     kind = str(node.target).split(".")[1].rstrip("_")
+    arguments: Any = node.args
     if kind == "cat":
-        if all(n in seen for n in arguments[0]) and _dim(node, len(shape)) == axis:
-            return Step("concat", tuple(seen[n] for n in arguments[0]), shape[axis], axis)
-    elif len(operands) == 2:
-        if kind == "add" and all(tuple(n.meta["val"].shape) == shape for n in inside):
-            return Step("merge", operands, units, axis)
-    elif kind == "linear" or kind in _CONVOLUTIONS:
-        weight = names.get(arguments[1].name)
-        if weight is not None and axis == (len(before) - 1 if kind == "linear" else 1):
-            groups = arguments[6] if len(arguments) > 6 else 1
-            return Step("weighted", operands, shape[axis], axis, weight, groups)
-    elif kind in ("permute", "transpose"):
-        order = list(range(len(before)))
-        if kind == "permute":
-            order = [d % len(before) for d in arguments[1]]
-        else:
-            a, b = (d % len(before) for d in arguments[1:3])
-            order[a], order[b] = b, a
-        return Step("same", operands, units, order.index(axis))
+        parts = tuple(seen[n] for n in arguments[0] if n in seen)
+        dim = (arguments[1] if len(arguments) > 1 else 0) % len(shape)
+        whole = len(parts) == len(arguments[0]) and dim == axis
+        return Step("concat", parts, shape[axis], axis) if whole else None
+    if len(operands) > 1:
+        merges = kind == "add" and all(tuple(n.meta["val"].shape) == shape for n in inside)
+        return Step("merge", operands, steps[operands[0]].units, axis) if merges else None
+    if kind == "linear" or kind in _CONVOLUTIONS:
+        return _weighted(node, kind, operands, axis, names)
+    before = tuple(inside[0].meta["val"].shape)
+    return _unweighted(node, kind, before, operands, steps[operands[0]])
+
+
+def _weighted(
+    node: Node, kind: str, operands: tuple[int, ...], axis: int, names: Mapping[str, str]
+) -> Step | None:
+    x, weight, *rest = node.args
+    name = names.get(weight.name) if isinstance(weight, Node) else None
+    assert isinstance(x, Node)
+    if name is None or axis != (x.meta["val"].ndim - 1 if kind == "linear" else 1):
+        return None
+    groups: Any = rest[4] if len(rest) > 4 else 1
+    return Step("weighted", operands, node.meta["val"].shape[axis], axis, name, groups)
+
+
+def _unweighted(
+    node: Node, kind: str, before: tuple[int, ...], operands: tuple[int, ...], source: Step
+) -> Step | None:
+    shape, axis, arguments = tuple(node.meta["val"].shape), source.axis, cast(Any, node.args)
+    moved: int | None = None
+    if kind == "permute":
+        moved = [d % len(before) for d in arguments[1]].index(axis)
+    elif kind == "transpose":
+        a, b = (d % len(before) for d in arguments[1:3])
+        moved = {a: b, b: a}.get(axis, axis)
     elif kind == "mean" and len(arguments) > 1:
         gone = {d % len(before) for d in arguments[1]}
         if axis not in gone:
-            shift = sum(d < axis for d in gone) if len(shape) < len(before) else 0
-            return Step("same", operands, units, axis - shift)
-    elif kind in _SAME or shape == before:
-        if kind in _SAME and len(shape) == len(before) and shape[axis] == units:
-            return Step("same", operands, units, axis)
+            moved = axis - sum(d < axis for d in gone) * (len(shape) < len(before))
+    elif kind in _SAME and len(shape) == len(before) and shape[axis] == source.units:
+        moved = axis
     elif kind in _RESHAPING and axis == 1 and len(shape) == 2 and shape[0] == before[0]:
         return Step("flatten", operands, shape[1], 1)
-    return None
-
-
-def _dim(node: Node, dimensions: int) -> int:
-    axis: Any = node.args[1] if len(node.args) > 1 else 0
-    return int(axis) % dimensions
+    return None if moved is None else Step("same", operands, source.units, moved)
