@@ -23,7 +23,8 @@ FILES = sorted(FOLDER.rglob("*.yaml"))
 CHOICES = [path.relative_to(FOLDER).as_posix() for path in FILES if path.parent != FOLDER]
 PROMISED = {
     "scorer": (
-        "none random magnitude grad_norm snip grasp synflow fd fp fts hd hp hts gd gp gts md mp mts"
+        "none random magnitude grad_norm snip grasp synflow fd fp fts hd hp hts gd gp gts md mp "
+        "mts iter_snip force ntk_sap prospr phew px"
     ),
     "model": (
         "resnet18 resnet20 resnet32 resnet34 resnet50 resnet56 vgg11 vgg13 vgg16 vgg19 "
@@ -31,7 +32,7 @@ PROMISED = {
         "vit_cifar vit_tiny vit_small timm"
     ),
     "warmup": "none bn_stats bn_exact bn_batches",
-    "schedule": "oneshot exponential linear",
+    "schedule": "oneshot exponential linear iter_snip force ntk_sap",
     "logger": "wandb none",
     "dataset": "digits cifar10 cifar100 tinyimagenet imagenet imagefolder imagefolder_streamed",
 }

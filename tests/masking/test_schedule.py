@@ -98,6 +98,82 @@ def test_iterated_synflow_never_removes_a_whole_layer_before_it_must() -> None:
     )
 
 
+@pytest.mark.parametrize("kind", [Exponential, Linear])
+def test_a_weight_returns_only_if_the_schedule_lets_it(kind: Any) -> None:
+    rounds = [torch.tensor([0.0, 1, 2, 3]), torch.tensor([9.0, 1, 2, 3])]
+    for revive, kept in ((False, [False, False, False, True]), (True, [True, False, False, False])):
+        scores = iter(rounds)
+        mask = iterate(
+            lambda mask, scores=scores: {"a": next(scores)}, kind(2, revive=revive), 0.75, "global"
+        )
+        assert mask["a"].tolist() == kept
+
+
+def test_scores_are_of_dense_weights_at_the_pruned_network() -> None:
+    """``d(w m x)/dm = w x``: a pruned weight of 2 scores 2, though it is zero in the network."""
+    model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Identity())
+    with torch.no_grad():
+        model.get_parameter("0.weight").copy_(torch.tensor([[2.0, 3.0]]))
+    seen = []
+
+    def scorer(model: nn.Module, batches: Any, **options: Any) -> dict[str, Tensor]:
+        found = pai.load_scorer("snip")(
+            model, batches, loss_fn=lambda outputs, targets: outputs.mean(), **options
+        )
+        seen.append((model.get_parameter("0.weight").tolist(), found["0.weight"].tolist()))
+        return dict(found)
+
+    options: dict[str, Any] = {"sparsity": 0.5, "include_classifier": True}
+    batches = [(torch.ones(1, 2), torch.zeros(1))]
+
+    def run(model: nn.Module, batches: Any, **given: Any) -> dict[str, Tensor]:
+        given.pop("loss_fn")
+        return scorer(model, batches, **given)
+
+    pai.find_mask(model, batches, run, schedule=Linear(2, revive=True), **options)
+    assert seen == [([[2, 3]], [[2, 3]]), ([[2, 3]], [[2, 3]])] or seen[1] == ([[0, 3]], [[2, 3]])
+
+
+def test_each_round_has_its_own_samples_only_if_the_schedule_resamples() -> None:
+    model = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2))
+    for resample, wanted in ((True, [0, 1, 2]), (False, [0, 0, 0])):
+        asked, seen = [], []
+
+        def draw(number: int, asked: list[int] = asked) -> Any:
+            asked.append(number)
+            return [(torch.full((1, 2), float(number)), torch.tensor([0]))]
+
+        def scorer(
+            model: nn.Module, batches: Any, seen: list[int] = seen, **options: Any
+        ) -> dict[str, Tensor]:
+            seen.append(int(next(iter(batches))[0][0, 0]))
+            return {name: p.detach().abs() for name, p in options["parameters"].items()}
+
+        schedule = Exponential(3, resample=resample)
+        pai.find_mask(model, draw, scorer, sparsity=0.5, schedule=schedule)
+        assert asked == seen == wanted
+
+
+def test_a_schedule_that_resamples_needs_to_be_given_samples() -> None:
+    model = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2))
+    batches = [(torch.zeros(1, 2), torch.tensor([0]))]
+    with pytest.raises(ValueError, match="batches must be a function of the round"):
+        pai.find_mask(
+            model, batches, pai.load_scorer("magnitude"), sparsity=0.5,
+            schedule=pai.load_schedule("force"),
+        )  # fmt: skip
+
+
+def test_default_schedules_are_those_of_the_yaml_files() -> None:
+    assert pai.default_schedule("snip") == OneShot()
+    assert pai.default_schedule("synflow") == pai.default_schedule("px") == Exponential(100)
+    assert pai.default_schedule("iter_snip") == Exponential(60, resample=True)
+    assert pai.default_schedule("force") == Exponential(60, revive=True, resample=True)
+    assert pai.default_schedule("ntk_sap") == Exponential(20)
+    with pytest.raises(ValueError, match="did you mean 'force'"):
+        pai.default_schedule("forse")
+
+
 def test_a_model_without_prunable_weights_is_refused() -> None:
     batches = [(torch.zeros(1, 3), torch.tensor([0]))]
     with pytest.raises(ValueError, match="no prunable weights"):

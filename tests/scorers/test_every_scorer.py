@@ -64,7 +64,7 @@ def test_scores_can_be_asked_for_chosen_parameters(name: str) -> None:
     assert list(pai.load_scorer(name)(model, batches, parameters=chosen)) == ["fc.weight"]
 
 
-@pytest.mark.parametrize("name", ["snip", "fts", "hp", "grasp"])
+@pytest.mark.parametrize("name", ["snip", "fts", "hp", "grasp", "prospr"])
 def test_a_loss_of_the_users_is_used(name: str) -> None:
     model, batches = problem()
     seen = []
@@ -81,7 +81,7 @@ def test_a_loss_of_the_users_is_used(name: str) -> None:
     assert all(torch.equal(with_loss[key], default[key]) for key in default)
 
 
-@pytest.mark.parametrize("name", ["snip", "fd", "hts", "grasp"])
+@pytest.mark.parametrize("name", ["snip", "fd", "hts", "grasp", "prospr", "px"])
 def test_a_score_that_is_not_a_number_is_an_error_that_names_the_layer(name: str) -> None:
     model, batches = problem()
     batches[1][0][0] = float("nan")
@@ -89,7 +89,13 @@ def test_a_score_that_is_not_a_number_is_an_error_that_names_the_layer(name: str
         pai.load_scorer(name)(model, batches)
 
 
-@pytest.mark.parametrize("name", ["snip", "fts", "gp", "mp", "hp", "grasp", "synflow"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "snip", "fts", "gp", "mp", "hp", "grasp", "synflow", "force", "ntk_sap", "prospr", "px",
+        "phew",
+    ],
+)  # fmt: skip
 def test_no_batch_is_an_error(name: str) -> None:
     model, _ = problem()
     with pytest.raises(ValueError, match="batches is empty"):

@@ -13,7 +13,10 @@ import pai
 from pai.models.resnet import thin_resnet
 from pai.scorers.memo import remembering
 
-REMEMBERED = ["grad_norm", "snip", "grasp", "synflow", "fd", "fp", "fts", "gp", "gts", "mp", "hts"]
+REMEMBERED = [
+    "grad_norm", "snip", "grasp", "synflow", "fd", "fp", "fts", "gp", "gts", "mp", "hts", "force",
+    "ntk_sap", "prospr", "px", "phew",
+]  # fmt: skip
 Batches = list[tuple[Tensor, Tensor]]
 
 
