@@ -10,7 +10,9 @@ import pai
 from pai.models.resnet import thin_resnet
 from pai.parallel import add_up, common_stream, processes, shares
 
-SCORERS = ["snip", "grasp", "synflow", "random", "fts", "gts", "mts", "hts"]
+SCORERS = [
+    "snip", "grasp", "synflow", "random", "fts", "gts", "mts", "hts", "ntk_sap", "prospr", "px",
+]  # fmt: skip
 
 
 def problem() -> tuple[torch.nn.Module, list[tuple[Tensor, Tensor]]]:

@@ -5,7 +5,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pai.state import masked_weights, scoring_mode
+from pai.state import (
+    batch_statistics,
+    dense_weights,
+    kept_weights,
+    masked_weights,
+    scoring_mode,
+)
 
 
 class StoppedError(Exception):
@@ -212,3 +218,40 @@ def test_without_a_mask_nothing_happens() -> None:
     with masked_weights(model, None):
         assert snapshot(model)["bits"] == before["bits"]
     assert snapshot(model)["bits"] == before["bits"]
+
+
+def test_dense_weights_are_known_inside_masks_inside_masks() -> None:
+    model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 1))
+    weight = model.get_parameter("0.weight")
+    dense = weight.detach().clone()
+    own = {"0.weight": weight}
+    with masked_weights(model, {"0.weight": torch.tensor([[True, False]])}):
+        with masked_weights(model, {"0.weight": torch.tensor([[False, False]])}):
+            assert torch.equal(dense_weights(own)["0.weight"], dense)
+            assert kept_weights(own)["0.weight"].tolist() == [[False, False]]
+            assert not weight.any()
+        assert torch.equal(dense_weights(own)["0.weight"], dense)
+        assert kept_weights(own)["0.weight"].tolist() == [[True, False]]
+        assert kept_weights({"1.weight": model.get_parameter("1.weight")})["1.weight"].all()
+    assert kept_weights(own)["0.weight"].all()
+    assert torch.equal(weight, dense)
+
+
+@pytest.mark.parametrize("store", [False, True])
+def test_batch_statistics_normalise_and_are_stored_if_asked_for(store: bool) -> None:
+    norm, dropout = nn.BatchNorm1d(2), nn.Dropout(0.9)
+    model = nn.Sequential(norm, dropout).eval()
+    x = torch.randn(50, 2) * 3 + 1
+    with batch_statistics(model, store=store):
+        out = model(x)
+    torch.testing.assert_close(out.mean(0), torch.zeros(2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.var(0, correction=0), torch.ones(2), atol=1e-3, rtol=0)
+    assert (norm.training, norm.momentum, norm.track_running_stats) == (False, 0.1, True)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    if store:
+        torch.testing.assert_close(norm.running_mean, x.mean(0))
+        torch.testing.assert_close(norm.running_var, x.var(0))
+    else:
+        assert norm.running_mean.tolist() == [0, 0]
+        assert norm.num_batches_tracked == 0

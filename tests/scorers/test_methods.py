@@ -92,7 +92,7 @@ def test_ntk_sap_is_the_derivative_of_the_change_of_outputs() -> None:
 
 
 def test_ntk_sap_of_a_linear_layer_is_twice_the_squared_input_of_each_weight() -> None:
-    """``||x (w + e xi) m - x w m||^2`` has the derivative ``2 e^2 m xi^2 x^2``, on average 2 e^2."""
+    """The derivative of ``||x (w + e xi) m - x w m||^2`` is on average ``2 e^2`` per input."""
     model = nn.Linear(3, 2, bias=False)
     scorer = pai.load_scorer("ntk_sap", num_draws=3000)
     scores = scorer(
