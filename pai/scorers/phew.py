@@ -106,7 +106,7 @@ class Walker:
     def order(self, name: str, weight: Tensor) -> Tensor:
         """Return the scores: minus the time of the first visit; below all of them by ``|w|``."""
         size = weight.detach().cpu().double().abs()
-        never = size / size.max().clamp(min=torch.finfo(size.dtype).tiny) - self.walks - 2
+        never = size / (1 + size) - self.walks - 2
         if name not in self._first:
             return never
         first = self._first[name].view(weight.shape)

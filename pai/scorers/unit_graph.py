@@ -66,8 +66,8 @@ def trace(model: nn.Module, inputs: Tensor) -> list[Step]:
             found = _step(node, seen, steps, names)
             if found is None:
                 raise ValueError(
-                    f"walks from unit to unit are not defined for this network: its operation "
-                    f"{node.name} ({node.target}) is no layer with weights, nor keeps its units"
+                    f"walks from unit to unit are not defined for this network: {node.name} "
+                    f"({node.target}) is no layer from units to units, nor does it keep them"
                 )
             step = found
         else:

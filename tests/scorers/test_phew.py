@@ -63,7 +63,7 @@ def test_whole_walks_are_paths_from_the_input_to_the_output(case: str) -> None:
     torch.manual_seed(0)
     if case == "resnet":
         model: nn.Module = thin_resnet(num_classes=4, in_channels=2, depth=8, width=4)
-        x = torch.randn(1, 2, 8, 8)
+        x = torch.randn(1, 2, 32, 32)  # no walk's kernel positions lead over the edge of the maps
     elif case == "branches":
         model, x = Branches(), torch.randn(1, 2, 4, 4)
     else:
@@ -107,20 +107,20 @@ def test_walks_end_at_the_coverage_and_the_rest_follows_by_magnitude() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(30, 300), nn.ReLU(), nn.Linear(300, 30), nn.Linear(30, 2))
     batches = [(torch.zeros(1, 30), torch.tensor([0]))]
-    w = flatten(pai.prunable_parameters(model)).detach()
-    found = []
-    for coverage in (0.1, 0.9):
+    w = flatten(pai.prunable_parameters(model)).detach().abs()
+    orders = []
+    for coverage in (0.1, 0.8):
         stream = torch.Generator().manual_seed(0)
         scores = flatten(
             pai.load_scorer("phew", coverage=coverage)(model, batches, generator=stream)
         )
         order = scores.argsort(descending=True)
-        walked = int((scores.diff(dim=0) != 0).sum()) and order
-        found.append(walked)
-        tail = order[int(0.97 * len(order)) :]
-        assert torch.equal(w[tail].abs().argsort(descending=True), torch.arange(len(tail)))
+        falling = w[order].diff() <= 0
+        walked = int(torch.nonzero(~falling).max()) + 1  # the last that |w| does not put here
+        assert coverage <= walked / len(w) < coverage + 0.1
+        orders.append(order)
     share = int(0.1 * len(w))
-    assert torch.equal(found[0][:share], found[1][:share])  # the first walks are the same
+    assert torch.equal(orders[0][:share], orders[1][:share])  # the first walks are the same
 
 
 def test_a_shortcut_without_weights_is_not_taken_beside_a_branch_with_some() -> None:
@@ -147,13 +147,10 @@ def test_pruned_weights_are_never_walked() -> None:
     assert all(float(scores[name][~k].max()) <= worst for name, k in keep.items())
 
 
-@pytest.mark.parametrize(
-    ("name", "operation"), [("attention", "select|scaled_dot|unflatten"), ("shared_weight", "conv")]
-)
+@pytest.mark.parametrize(("name", "operation"), [("attention", "linear"), ("standardised", "conv")])
 def test_networks_without_walks_are_refused(name: str, operation: str) -> None:
-    case = CASE["standardised" if name == "shared_weight" else name]
-    model, x, y = case.problem()
-    with pytest.raises(ValueError, match=f"not defined for this network.*({operation})"):
+    model, x, y = CASE[name].problem()
+    with pytest.raises(ValueError, match=f"not defined for this network: {operation}"):
         pai.load_scorer("phew")(model, [(x, y)])
 
 
