@@ -117,7 +117,7 @@ def test_walks_end_at_the_coverage_and_the_rest_follows_by_magnitude() -> None:
         order = scores.argsort(descending=True)
         falling = w[order].diff() <= 0
         walked = int(torch.nonzero(~falling).max()) + 1  # the last that |w| does not put here
-        assert coverage <= walked / len(w) < coverage + 0.1
+        assert coverage <= walked / len(w) < coverage + 0.3  # walks come in blocks
         orders.append(order)
     share = int(0.1 * len(w))
     assert torch.equal(orders[0][:share], orders[1][:share])  # the first walks are the same
