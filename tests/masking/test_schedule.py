@@ -1,5 +1,5 @@
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -102,42 +102,42 @@ def test_iterated_synflow_never_removes_a_whole_layer_before_it_must() -> None:
 def test_a_weight_returns_only_if_the_schedule_lets_it(kind: Any) -> None:
     rounds = [torch.tensor([0.0, 1, 2, 3]), torch.tensor([9.0, 1, 2, 3])]
     for revive, kept in ((False, [False, False, False, True]), (True, [True, False, False, False])):
-        scores = iter(rounds)
-        mask = iterate(
-            lambda mask, scores=scores: {"a": next(scores)}, kind(2, revive=revive), 0.75, "global"
-        )
+        scores = iter([{"a": score} for score in rounds])
+
+        def score(mask: Any, scores: Iterator[dict[str, Tensor]] = scores) -> dict[str, Tensor]:
+            return next(scores)
+
+        mask = iterate(score, kind(2, revive=revive), 0.75, "global")
         assert mask["a"].tolist() == kept
 
 
 def test_scores_are_of_dense_weights_at_the_pruned_network() -> None:
-    """``d(w m x)/dm = w x``: a pruned weight of 2 scores 2, though it is zero in the network."""
-    model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Identity())
+    """The derivative of ``w m x`` by m is ``w x``: a pruned weight of 2 scores 2."""
+    model = nn.Linear(4, 1, bias=False)
     with torch.no_grad():
-        model.get_parameter("0.weight").copy_(torch.tensor([[2.0, 3.0]]))
+        model.weight.copy_(torch.tensor([[1.0, 2, 3, 4]]))
     seen = []
 
     def scorer(model: nn.Module, batches: Any, **options: Any) -> dict[str, Tensor]:
-        found = pai.load_scorer("snip")(
-            model, batches, loss_fn=lambda outputs, targets: outputs.mean(), **options
-        )
-        seen.append((model.get_parameter("0.weight").tolist(), found["0.weight"].tolist()))
+        options["loss_fn"] = lambda outputs, targets: outputs.mean()
+        found = pai.load_scorer("snip")(model, batches, **options)
+        seen.append((model.get_parameter("weight").tolist(), found["weight"].tolist()))
         return dict(found)
 
-    options: dict[str, Any] = {"sparsity": 0.5, "include_classifier": True}
-    batches = [(torch.ones(1, 2), torch.zeros(1))]
-
-    def run(model: nn.Module, batches: Any, **given: Any) -> dict[str, Tensor]:
-        given.pop("loss_fn")
-        return scorer(model, batches, **given)
-
-    pai.find_mask(model, batches, run, schedule=Linear(2, revive=True), **options)
-    assert seen == [([[2, 3]], [[2, 3]]), ([[2, 3]], [[2, 3]])] or seen[1] == ([[0, 3]], [[2, 3]])
+    for revive in (False, True):
+        seen.clear()
+        pai.find_mask(
+            model, [(torch.ones(1, 4), torch.zeros(1))], scorer, sparsity=0.75,
+            schedule=Linear(2, revive=revive), include_classifier=True,
+        )  # fmt: skip
+        assert seen == [([[1, 2, 3, 4]], [[1, 2, 3, 4]]), ([[0, 0, 3, 4]], [[1, 2, 3, 4]])]
 
 
 def test_each_round_has_its_own_samples_only_if_the_schedule_resamples() -> None:
     model = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2))
     for resample, wanted in ((True, [0, 1, 2]), (False, [0, 0, 0])):
-        asked, seen = [], []
+        asked: list[int] = []
+        seen: list[int] = []
 
         def draw(number: int, asked: list[int] = asked) -> Any:
             asked.append(number)
