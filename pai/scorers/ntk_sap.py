@@ -34,7 +34,7 @@ class NtkSap(Scorer):
     stay as they are.
 
     This is one round; ``scorer=ntk_sap`` selects 20 by ``schedule=ntk_sap``, each with draws of its
-    own. Source: Wang et al. 2023, arXiv 2304.02840, equation 8 and algorithm 1.
+    own. Source: Wang et al. 2023, arXiv 2304.02840.
 
     Args:
         epsilon: size of the perturbation.

@@ -36,7 +36,7 @@ class Phew(Scorer):
     At a fork the branches are equally likely. A branch without weights (an identity shortcut) is
     not taken where another branch to the same addition has some, as in the authors' code. Supported
     are networks of convolutions, linear layers, activations, norms, pooling, additions,
-    concatenations and flattening. Source: Patil and Dovrolis 2021, arXiv 2010.11354, section 4.
+    concatenations and flattening. Source: Patil and Dovrolis 2021, arXiv 2010.11354.
 
     Args:
         coverage: the share of the scored weights to find.

@@ -28,7 +28,7 @@ class ProsPr(Scorer):
     The K + 1 passes over one batch are differentiated through and held in memory together, about
     ``4 K`` times what a gradient pass over it takes; ``scoring.batch_size`` bounds that, not
     ``scoring.memory_gib``. Of several processes all compute the same.
-    Source: Alizadeh et al. 2022, arXiv 2202.08132, section 3.
+    Source: Alizadeh et al. 2022, arXiv 2202.08132.
 
     Args:
         inner_steps: K.
