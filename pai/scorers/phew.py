@@ -42,7 +42,7 @@ class Phew(Scorer):
         coverage: the share of the scored weights to find.
 
     Raises:
-        ValueError: an operation of the network has no walk (attention, gating); it is named.
+        ConfigError: an operation of the network has no walk (attention, gating); it is named.
     """
 
     coverage: float = 0.5

@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from pai.errors import ConfigError
 from pai.memory import chunks
 from pai.objective import Batches, LossFn, Named, gradients
 from pai.parallel import add_up
@@ -49,7 +50,7 @@ class Px(Scorer):
         classifier: how the final layer enters.
 
     Raises:
-        ValueError: the network is no sum over paths: it has other things in it than affine layers,
+        ConfigError: the network is no sum over paths: it has other things in it than affine layers,
             BatchNorm, ReLU, pooling and additions.
     """
 
@@ -149,9 +150,9 @@ def _check_linear(
     with torch.no_grad():
         expected, actual = function(first) + function(second), function(first + second)
     if not bool((expected - actual).abs().max() <= _TOLERANCE * expected.abs().max()):
-        raise ValueError(
-            "px is for networks of affine layers, BatchNorm, ReLU, pooling and additions; "
-            "this one's function is no sum over paths"
+        raise ConfigError(
+            "scorer: px is for networks of affine layers, BatchNorm, ReLU, pooling and additions; "
+            "the function of this one is no sum over paths"
         )
 
 
@@ -223,5 +224,5 @@ class _Open(_Paths):
     def max_pool(self, x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0,
                  dilation: Any = 1, ceil_mode: bool = False, **_: Any) -> Tensor:  # fmt: skip
         if dilation not in (1, (1, 1)):
-            raise ValueError("px: dilated max pooling is not supported")
+            raise ConfigError("scorer: px does not know dilated max pooling")
         return F.avg_pool2d(x, kernel_size, stride, padding, ceil_mode, divisor_override=1)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from pai.errors import ConfigError
+
 Kind = Literal["input", "weighted", "same", "merge", "flatten", "concat"]
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 _SAME = {
@@ -52,7 +54,7 @@ def trace(model: nn.Module, inputs: Tensor) -> list[Step]:
     The first is the input (units on axis 1), the last the logits. Call it in eval mode.
 
     Raises:
-        ValueError: an operation mixes units in another way than convolutions and linear layers do
+        ConfigError: an operation mixes units in another way than convolutions and linear layers do
             (attention, products of two branches); it is named.
     """
     program = torch.export.export(model, (inputs,))
@@ -65,8 +67,8 @@ def trace(model: nn.Module, inputs: Tensor) -> list[Step]:
         elif node.op == "call_function" and any(n in seen for n in node.all_input_nodes):
             found = _step(node, seen, steps, names)
             if found is None:
-                raise ValueError(
-                    f"walks from unit to unit are not defined for this network: {node.name} "
+                raise ConfigError(
+                    f"scorer: walks from unit to unit are not defined for this network; {node.name} "
                     f"({node.target}) is no layer from units to units, nor does it keep them"
                 )
             step = found
@@ -76,7 +78,7 @@ def trace(model: nn.Module, inputs: Tensor) -> list[Step]:
         steps.append(step)
     (outputs,) = (node.args[0] for node in program.graph.nodes if node.op == "output")
     if len(outputs) != 1 or outputs[0] not in seen:
-        raise ValueError("walks from unit to unit need a network with one output")
+        raise ConfigError("scorer: walks from unit to unit need a network with one output")
     return steps[: seen[outputs[0]] + 1]
 
 

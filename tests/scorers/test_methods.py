@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pai
+from pai.errors import ConfigError
 from pai.masking.schedule import Exponential, Schedule
 from pai.parallel import common_stream
 
@@ -248,7 +249,7 @@ def test_squared_px_does_not_see_the_data_and_signed_px_does() -> None:
 def test_px_refuses_networks_that_are_no_sum_over_paths() -> None:
     for name in ("mlp_tanh", "attention"):
         model, x, y = CASE[name].problem()
-        with pytest.raises(ValueError, match="no sum over paths"):
+        with pytest.raises(ConfigError, match="no sum over paths"):
             pai.load_scorer("px")(model, [(x, y)])
 
 

@@ -7,6 +7,7 @@ from reference import flatten
 from torch import Tensor, nn
 
 import pai
+from pai.errors import ConfigError
 from pai.masking.effective import effective_kept
 from pai.models.resnet import thin_resnet
 from pai.scorers.phew import Choice, units_of
@@ -150,7 +151,7 @@ def test_pruned_weights_are_never_walked() -> None:
 @pytest.mark.parametrize(("name", "operation"), [("attention", "linear"), ("standardised", "conv")])
 def test_networks_without_walks_are_refused(name: str, operation: str) -> None:
     model, x, y = CASE[name].problem()
-    with pytest.raises(ValueError, match=f"not defined for this network: {operation}"):
+    with pytest.raises(ConfigError, match=f"not defined for this network; {operation}"):
         pai.load_scorer("phew")(model, [(x, y)])
 
 
