@@ -68,8 +68,8 @@ def trace(model: nn.Module, inputs: Tensor) -> list[Step]:
             found = _step(node, seen, steps, names)
             if found is None:
                 raise ConfigError(
-                    f"scorer: walks from unit to unit are not defined for this network; {node.name} "
-                    f"({node.target}) is no layer from units to units, nor does it keep them"
+                    f"scorer: walks from unit to unit are not defined for this network; "
+                    f"{node.name} ({node.target}) neither maps units to units nor keeps them"
                 )
             step = found
         else:
