@@ -13,7 +13,7 @@ from pai.scorers.base import Scorer
 from pai.scorers.unit_graph import Step, trace
 from pai.state import kept_weights
 
-_AT_ONCE = 4096
+_AT_ONCE = 4096  # walks, at least; more for large networks
 _MOST_WALKS = 20  # per weight to be found; enough for 99 % of gaussian weights
 
 
@@ -67,7 +67,7 @@ class Phew(Scorer):
         there = sum(int((weights[n][k] != 0).sum()) for n, k in within.items())
         wanted = min(round(self.coverage * sum(sizes.values())), there)
         while walker.found(sizes) < wanted and walker.walks < _MOST_WALKS * wanted:
-            walker.walk(_AT_ONCE)
+            walker.walk(max(_AT_ONCE, sum(sizes.values()) // 32 * 2))
         return {name: walker.order(name, p).to(p.device) for name, p in parameters.items()}
 
 
@@ -79,7 +79,6 @@ class Walker:
     ) -> None:
         self.walks = 0
         self._steps, self._stream = steps, stream
-        self._weights = weights
         self._next, self._previous = _routes(steps)
         self._forward: dict[int, Choice] = {}
         self._backward: dict[int, Choice] = {}
