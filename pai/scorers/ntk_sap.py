@@ -15,7 +15,7 @@ from pai.prunable import prunable_parameters
 from pai.scorers.base import Scorer
 from pai.state import batch_statistics, dense_weights, kept_weights
 
-_COPIES = 3.0  # two forward passes are kept
+_COPIES = 2.0  # two forward passes are kept
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ class ProsPr(Scorer):
     the final loss batch K; if there are fewer they begin again (with a single one, as in the
     authors' code by default, all steps and the loss see the same samples).
 
-    The K + 1 passes over one batch are differentiated through and held in memory together, about
-    ``4 K`` times what a gradient pass over it takes; ``scoring.batch_size`` bounds that, not
-    ``scoring.memory_gib``. Of several processes all compute the same.
+    The K + 1 passes over a batch are differentiated through and held in memory together, K of them
+    with their backward pass. ``scoring.batch_size`` bounds that; ``scoring.memory_gib`` cannot,
+    since a batch is never cut. Of several processes all compute the same.
     Source: Alizadeh et al. 2022, arXiv 2202.08132.
 
     Args:

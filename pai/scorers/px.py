@@ -99,7 +99,7 @@ class Px(Scorer):
         total: Tensor | None = None
         shape: Sequence[int] = ()
         samples = 0
-        for inputs, targets in chunks(model, batches, copies=1.0):
+        for inputs, targets in chunks(model, batches, copies=2.0):
             with _Record() as record:
                 model(inputs)
             with _Replay(record.gates):
