@@ -14,7 +14,9 @@ from pai.components import build
 from pai.data.bundle import Dataset, DataSpec
 from pai.distributed import launched, local_rank
 from pai.errors import ConfigError, first_line
+from pai.masking.effective import Connectivity
 from pai.masking.schedule import Schedule
+from pai.masking.surrogates import NotDefinedError
 from pai.prunable import classifier, prunable_parameters
 from pai.schema import GROUPS, check_config
 from pai.scorers.base import Scorer
@@ -69,7 +71,17 @@ def prepare(config: Mapping[str, Any]) -> Plan:
             f"scoring.samples_per_class: {wanted} is too many; the smallest class has "
             f"{spec.smallest_class} training images"
         )
-    _check_model(json.dumps(config["model"]), spec, include_classifier=config["include_classifier"])
+    effective = config["sparsity_is"] == "effective"
+    rounds = len(parts["schedule"].sparsities(config["sparsity"]))
+    if effective and rounds > 1:
+        raise ConfigError(
+            f"sparsity_is: effective needs scores that do not depend on the sparsity, and this "
+            f"schedule scores {rounds} times on the way to it; use schedule=oneshot"
+        )
+    _check_model(
+        json.dumps(config["model"]), spec,
+        include_classifier=config["include_classifier"], effective=effective,
+    )  # fmt: skip
     return Plan(
         config=dict(config),
         dataset=parts["dataset"],
@@ -145,7 +157,9 @@ def resolve_device(name: str) -> torch.device:
 
 
 @functools.cache
-def _check_model(model_config: str, spec: DataSpec, *, include_classifier: bool) -> None:
+def _check_model(
+    model_config: str, spec: DataSpec, *, include_classifier: bool, effective: bool
+) -> None:
     """Build the model once and run it on two empty images; remembered over the jobs of a sweep."""
     build_model = _model_builder(json.loads(model_config), spec)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -171,3 +185,10 @@ def _check_model(model_config: str, spec: DataSpec, *, include_classifier: bool)
             "; only its classifier could be pruned, with include_classifier=true"
         )  # fmt: skip
         raise ConfigError(f"model: has no prunable weights{hint}")
+    if effective:
+        try:
+            Connectivity(model, torch.zeros(1, spec.channels, spec.height, spec.width)).paths({})
+        except NotDefinedError as error:
+            raise ConfigError(
+                f"sparsity_is: effective sparsity is not defined for this network: {error}"
+            ) from error

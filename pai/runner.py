@@ -14,9 +14,11 @@ from pai.data.bundle import Batches
 from pai.distributed import broadcast_object, world_size
 from pai.environment import describe_environment, peak_memory_gib
 from pai.errors import ConfigError
+from pai.masking.effective import Connectivity
 from pai.masking.mask import apply_mask, dense_mask
 from pai.masking.schedule import find_mask
-from pai.masking.select import Mask
+from pai.masking.select import Mask, select
+from pai.masking.target import reach_effective
 from pai.memory import memory_budget
 from pai.output import CHECKPOINT_FILE, NoOutput, Output
 from pai.parallel import processes
@@ -234,11 +236,18 @@ def _find_mask(
             sparsity=config["sparsity"], schedule=plan.schedule, scope=config["scope"],
             generator=probes, include_classifier=whole,
         )  # fmt: skip
+        if config["sparsity_is"] == "effective":
+            mask, reached = reach_effective(
+                lambda direct: select(scores, direct, config["scope"]),
+                Connectivity(model, next(iter(batches))[0]),
+                config["sparsity"],
+            )
+            record["scoring"] |= {"effective_target": asdict(reached)}
     seconds = spent.seconds
     clock.seconds |= {"score": seconds["score"], "mask": seconds["both"] - seconds["score"]}
     entries = [] if memo is None else memo.entries
     record["scoring"] |= {"cached": any(entry["hit"] for entry in entries), "cache": entries}
-    output.scores(scores)
+    output.scores(scores, keep=config["scoring"]["save_scores"])
     return mask
 
 

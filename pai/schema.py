@@ -17,6 +17,7 @@ class Scoring(BaseModel):
     samples_per_class: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     warmup_batch_size: int = Field(ge=2)
+    save_scores: bool
     memory_gib: float | None = Field(gt=0)
     cache_dir: str | None
 
@@ -34,6 +35,7 @@ class TopLevel(BaseModel):
     logger: dict[str, Any]
     scoring: Scoring
     sparsity: float = Field(ge=0, lt=1)
+    sparsity_is: typing.Literal["direct", "effective"]
     scope: typing.Literal["global", "layer"]
     include_classifier: bool
     seed: int = Field(ge=0)

@@ -128,17 +128,25 @@ class Connectivity:
                 if node in self._signals:
                     live[node] = live[source][position]  # type: ignore[index]
                 continue
-            signals = self._operands(node, self._signals)
-            function = self._function(node, signals, nonzero)
-            if node in self._signals:
-                n, change = jvp(
-                    function, tuple(nonzero[o] for o in signals), tuple(live[o] for o in signals)
-                )
-                live[node] = _bits(change)
-            else:
-                n = function()
-            nonzero[node] = _bits(n)
+            try:
+                self._pass(node, nonzero, live)
+            except (RuntimeError, TypeError) as error:  # an operand that the rule has not foreseen
+                raise NotDefinedError(
+                    f"the rule of {node.target} does not apply: {first_line(error)}"
+                ) from error
         return nonzero, live
+
+    def _pass(self, node: Node, nonzero: dict[Node, Any], live: dict[Node, Any]) -> None:
+        signals = self._operands(node, self._signals)
+        function = self._function(node, signals, nonzero)
+        if node in self._signals:
+            n, change = jvp(
+                function, tuple(nonzero[o] for o in signals), tuple(live[o] for o in signals)
+            )
+            live[node] = _bits(change)
+        else:
+            n = function()
+        nonzero[node] = _bits(n)
 
     def _backward(self, nonzero: Mapping[Node, Any], live: Mapping[Node, Any]) -> dict[Node, Any]:
         heard: dict[Node, Any] = {}

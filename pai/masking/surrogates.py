@@ -236,6 +236,13 @@ def _reshape(x: Tensor, shape: list[int]) -> Tensor:
     return x.reshape(shape)  # a surrogate's result may lie in memory differently
 
 
+def _as_strided(x: Tensor, size: list[int], *rest: Any) -> Tensor:
+    del rest
+    if list(x.shape) != list(size) or sum(length > 1 for length in size) > 1:
+        raise NotDefinedError("as_strided that does more than rename strides has no rule")
+    return x
+
+
 def _same(x: Tensor, *rest: Any, **options: Any) -> Tensor:
     del rest, options
     return x
@@ -257,7 +264,7 @@ _RULES: dict[Any, Callable[..., Any]] = {
     aten._adaptive_avg_pool3d: _adaptive(F.adaptive_avg_pool3d, 3),
     aten.where: _where, aten.masked_fill: _masked_fill,
     aten.index: _index, aten.index_put: _index,
-    aten.view: _reshape, aten._unsafe_view: _reshape, aten.constant_pad_nd: _pad, aten.glu: _glu, aten.copy: _copy, aten.fill: _copy,
+    aten.as_strided: _as_strided, aten.as_strided_: _as_strided, aten.view: _reshape, aten._unsafe_view: _reshape, aten.constant_pad_nd: _pad, aten.glu: _glu, aten.copy: _copy, aten.fill: _copy,
     aten._to_copy: _same, aten.clone: _same, aten.lift_fresh_copy: _same,
     aten._conj: _same, aten.contiguous: _same,
 }  # fmt: skip
@@ -274,5 +281,5 @@ _MOVES = {
     aten.pixel_shuffle, aten.pixel_unshuffle, aten.im2col, aten.upsample_nearest1d,
     aten.upsample_nearest2d, aten.upsample_nearest3d, aten.tril, aten.triu, aten.cumsum,
     aten.reflection_pad1d, aten.reflection_pad2d, aten.replication_pad2d, aten.slice_scatter,
-    aten.select_scatter, aten._reshape_copy, aten.view_copy,
+    aten.select_scatter, aten.col2im, aten._reshape_copy, aten.view_copy,
 }  # fmt: skip
