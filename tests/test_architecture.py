@@ -22,7 +22,7 @@ LAYERS = (
     {"cache", "trust", "naming", "paths", "records", "seeding", "environment", "models",
      "saliency", "prunable", "state", "objective", "warmup", "tracking", "clock"},
     {"components", "data", "curvature", "reports", "flops"},
-    {"schema", "library", "scorers", "masking", "training"},
+    {"schema", "library", "scorers", "masking", "training", "export"},
     {"compose", "plan", "output", "cache_command"},
     {"runner"},
     {"cli"},
