@@ -163,7 +163,9 @@ def test_a_sparse_file_gives_the_same_bits(
 ) -> None:
     model = pruned(BUILDERS[2], density, 0).to(dtype)
     with torch.no_grad():
-        model.get_parameter("conv1.weight").view(-1)[:3] = torch.tensor([-0.0, torch.nan, torch.inf])
+        model.get_parameter("conv1.weight").view(-1)[:3] = torch.tensor(
+            [-0.0, torch.nan, torch.inf]
+        )
     size = save_sparse(model, tmp_path / "sparse.safetensors")
     assert size == (tmp_path / "sparse.safetensors").stat().st_size
     torch.manual_seed(1)

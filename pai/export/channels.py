@@ -113,16 +113,14 @@ class Channels:
             if isinstance(layer, nn.Flatten):
                 return layer.start_dim == 1 and layer.end_dim in (-1, before[0].ndim - 1)
             return isinstance(layer, (*_SAME_CHANNELS, nn.BatchNorm1d, nn.BatchNorm2d))
-        if node.target in _SAME_CHANNELS_FUNCTIONS:
-            return True
         if node.target in _FLATTENS:
-            return self.values[node].ndim == 2 and before[0].ndim >= 2
+            return bool(self.values[node].ndim == 2)
         if node.target in _MEANS:
             dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
             return _spatial(dims, before[0].ndim)
         if node.target in _BOTH:
             return all(value.shape[1] == before[0].shape[1] for value in before)
-        return False
+        return node.target in _SAME_CHANNELS_FUNCTIONS
 
     def _affine(self, node: fx.Node, layer: nn.Conv2d | nn.Linear, source: fx.Node) -> None:
         connected = self.connected(layer, source)
@@ -167,7 +165,9 @@ class Channels:
                 if node.op == "output":
                     needed[operand][:] = True
                 elif isinstance(layer, nn.Conv2d | nn.Linear):
-                    needed[operand] |= (self.connected(layer, operand) & needed[node][:, None]).any(0)
+                    needed[operand] |= (self.connected(layer, operand) & needed[node][:, None]).any(
+                        0
+                    )
                 else:
                     needed[operand] |= needed[node]
         return needed
@@ -199,5 +199,3 @@ class _Recorder(fx.Interpreter):
         value = super().run_node(n)
         self.values[n] = value.clone() if isinstance(value, Tensor) else value
         return value
-
-

@@ -114,12 +114,12 @@ def _replacement(channels: Channels, node: fx.Node) -> nn.Module | None:
     keep = channels.kept(node)
     source = node.all_input_nodes[0]
     inputs = channels.kept(source)
-    if bool(keep.all()) and bool(inputs.all()):
+    if bool(keep.all()) and bool(inputs.all()):  # so do all that keep their channels
         return None
     if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
         return _norm(layer, keep.repeat_interleave(layer.num_features // len(keep)))
-    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
-        return _depthwise(layer, keep) if is_depthwise(layer) else None
+    if isinstance(layer, nn.Conv2d) and is_depthwise(layer):
+        return _depthwise(layer, keep)
     value = channels.values[source][0]
     if not bool(inputs.any()):
         return ConstantOutput(channels.values[node][0][keep])

@@ -274,4 +274,6 @@ def _bits(value: Any) -> Any:
 
 
 def _ones(value: Any) -> Any:
-    return torch.ones_like(value) if isinstance(value, Tensor) else [torch.ones_like(v) for v in value]
+    return (
+        torch.ones_like(value) if isinstance(value, Tensor) else [torch.ones_like(v) for v in value]
+    )

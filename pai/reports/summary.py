@@ -40,7 +40,9 @@ def summarise(record: Mapping[str, Any], run_dir: Path) -> str:
         names = ", ".join(mask["dead_layers"])
         lines.append(f"WARNING    DEAD LAYERS: {names} kept weights, but none on a path")
     if mask["cut_at"]:
-        lines.append(f"WARNING    THE NETWORK IS CUT: no signal from the input passes {mask['cut_at']}")
+        lines.append(
+            f"WARNING    THE NETWORK IS CUT: no signal from the input passes {mask['cut_at']}"
+        )
     lines.append(
         f"accuracy   test {metrics['test_accuracy']:.2%} after the last epoch, "
         f"{metrics['best_val_test_accuracy']:.2%} at the best validation epoch "

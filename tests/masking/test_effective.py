@@ -160,7 +160,10 @@ def test_packed_attention_is_the_same_as_separate_projections() -> None:
     class Packed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.qkv, self.attention = nn.Linear(3, 4), nn.MultiheadAttention(4, 2, batch_first=True)
+            self.qkv, self.attention = (
+                nn.Linear(3, 4),
+                nn.MultiheadAttention(4, 2, batch_first=True),
+            )
             self.head = nn.Linear(4, 2)
 
         def forward(self, x: Tensor) -> Tensor:
@@ -273,4 +276,9 @@ def test_an_effective_sparsity_is_reached_with_the_fewest_weights() -> None:
     assert (reached.wanted, reached.kept, reached.effective) == (11, truth, effective(mask))
     assert truth > 11
     dense, all_of_them = reach_effective(lambda s: select(score(), s), connectivity, 0.0)
-    assert all_of_them.kept == all_of_them.effective == 112 == sum(int(k.sum()) for k in dense.values())
+    assert (
+        all_of_them.kept
+        == all_of_them.effective
+        == 112
+        == sum(int(k.sum()) for k in dense.values())
+    )
