@@ -49,7 +49,7 @@ def rebuild(run_dir: Path) -> tuple[nn.Module, DataSpec]:
 def seconds_in_turn(
     models: list[nn.Module], inputs: torch.Tensor, seconds: float
 ) -> list[list[float]]:
-    """Time one forward pass of each model in turn until ``seconds`` have passed, at least 5 times."""
+    """Time forward passes of the models in turn for ``seconds``, at least 5 of each."""
     times: list[list[float]] = [[] for _ in models]
     begin = time.perf_counter()
     with torch.no_grad():
@@ -121,11 +121,11 @@ def describe(report: dict[str, Any]) -> str:
             f"outputs     differ by at most {report['largest_deviation']:.1e}; the largest is "
             f"{report['largest_output']:.3g}",
             f"parameters  {before:,} -> {after:,} ({after / before:.1%})",
-            f"FLOPs       {flops / 1e6:,.2f} M -> {fewer / 1e6:,.2f} M per image ({fewer / flops:.1%})",
+            f"MFLOPs      {flops / 1e6:,.2f} -> {fewer / 1e6:,.2f} per image ({fewer / flops:.1%})",
             f"speed-up    {report['speed_up']:.2f} (quartiles {low:.2f} to {high:.2f}, "
             f"{report['timed_pairs']} pairs of forward passes of {report['batch_size']} images)",
-            f"file        {report['model_bytes']:,} bytes -> {report['sparse_bytes']:,} without zeros",
-            f"exported    torch.export: outputs differ by at most {report['exported_deviation']:.1e}",
+            f"bytes       {report['model_bytes']:,} -> {report['sparse_bytes']:,} without zeros",
+            f"exported    outputs differ by at most {report['exported_deviation']:.1e}",
         )
     )
 

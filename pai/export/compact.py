@@ -120,18 +120,21 @@ def _replacement(channels: Channels, node: fx.Node) -> nn.Module | None:
         return _norm(layer, keep.repeat_interleave(layer.num_features // len(keep)))
     if isinstance(layer, nn.Conv2d) and is_depthwise(layer):
         return _depthwise(layer, keep)
-    value = channels.values[source][0]
     if not bool(inputs.any()):
         return ConstantOutput(channels.values[node][0][keep])
+    value = channels.values[source][0]
     folded = ~inputs & ~channels.live[source]
-    if isinstance(layer, nn.Linear):
-        repeats = layer.in_features // len(inputs)
-        inputs, folded = (bits.repeat_interleave(repeats) for bits in (inputs, folded))
-        return _linear(layer, inputs, keep, layer.weight[:, folded] @ value[folded])
-    return _convolution(layer, inputs, keep, folded, value)
+    smaller: Any = _linear if isinstance(layer, nn.Linear) else _convolution
+    found: nn.Module = smaller(layer, inputs, keep, folded, value)
+    return found
 
 
-def _linear(layer: nn.Linear, inputs: Tensor, keep: Tensor, shift: Tensor) -> nn.Module:
+def _linear(
+    layer: nn.Linear, inputs: Tensor, keep: Tensor, folded: Tensor, value: Tensor
+) -> nn.Module:
+    repeats = layer.in_features // len(inputs)
+    inputs, folded = (bits.repeat_interleave(repeats) for bits in (inputs, folded))
+    shift = layer.weight[:, folded] @ value[folded]
     new = nn.Linear(int(inputs.sum()), int(keep.sum()), dtype=layer.weight.dtype)
     bias = shift if layer.bias is None else layer.bias + shift
     return _filled(new, layer.weight[keep][:, inputs], bias[keep])

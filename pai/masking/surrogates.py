@@ -1,7 +1,7 @@
 """Positive surrogates of operations: what may depend on what, and what may be different from zero.
 
-The surrogate of an operation is a function of tensors of zeros and ones (one: "may be nonzero").
-Its results are at least one where the operation's result may be nonzero, and zero elsewhere. It is a
+The surrogate of an operation is a function of tensors of zeros and ones (one: may be nonzero). Its
+results are at least one where the operation's result may be nonzero, and zero elsewhere. It is a
 sum of products of its operands with nonnegative coefficients, so nothing in it cancels: its
 derivative with respect to an operand is positive exactly where the operation may carry a change of
 that operand on.
@@ -265,7 +265,8 @@ _RULES: dict[Any, Callable[..., Any]] = {
     aten.where: _where, aten.masked_fill: _masked_fill,
     aten.index: _index, aten.index_put: _index,
     aten.as_strided: _as_strided, aten.as_strided_: _as_strided,
-    aten.view: _reshape, aten._unsafe_view: _reshape, aten.constant_pad_nd: _pad, aten.glu: _glu, aten.copy: _copy, aten.fill: _copy,
+    aten.view: _reshape, aten._unsafe_view: _reshape, aten.constant_pad_nd: _pad,
+    aten.glu: _glu, aten.copy: _copy, aten.fill: _copy,
     aten._to_copy: _same, aten.clone: _same, aten.lift_fresh_copy: _same,
     aten._conj: _same, aten.contiguous: _same,
 }  # fmt: skip

@@ -133,9 +133,13 @@ def markdown(pairs: Sequence[Pair], masks: Mapping[str, MaskArrays]) -> str:
     kept = densities(masks)
     layers = list(next(iter(masks.values())))
     by_layer = [
-        [layer, *(f"{kept[name][i]:.4f}" for name in masks), *(_number(p.layer_iou[layer]) for p in pairs)]
+        [
+            layer,
+            *(f"{kept[name][i]:.4f}" for name in masks),
+            *(_number(p.layer_iou[layer]) for p in pairs),
+        ]
         for i, layer in enumerate(layers)
-    ]  # fmt: skip
+    ]
     columns = [
         "layer",
         *(f"density {n}" for n in masks),
