@@ -33,7 +33,7 @@ class ConstantOutput(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the map ``[B, ...]`` for the B samples of ``x``."""
-        return self.value.expand(len(x), *self.value.shape[1:]).clone()
+        return self.value.expand(x.shape[0], *self.value.shape[1:]).clone()
 
 
 class PlusMap(nn.Module):
@@ -114,7 +114,8 @@ def _replacement(channels: Channels, node: fx.Node) -> nn.Module | None:
     keep = channels.kept(node)
     source = node.all_input_nodes[0]
     inputs = channels.kept(source)
-    if bool(keep.all()) and bool(inputs.all()):  # so do all that keep their channels
+    unchanged = bool(keep.all()) and bool(inputs.all())  # also grouped layers, those used twice
+    if unchanged or not bool(keep.any()):  # or nothing uses it any more
         return None
     if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
         return _norm(layer, keep.repeat_interleave(layer.num_features // len(keep)))
@@ -134,10 +135,11 @@ def _linear(
 ) -> nn.Module:
     repeats = layer.in_features // len(inputs)
     inputs, folded = (bits.repeat_interleave(repeats) for bits in (inputs, folded))
-    shift = layer.weight[:, folded] @ value[folded]
-    new = nn.Linear(int(inputs.sum()), int(keep.sum()), dtype=layer.weight.dtype)
-    bias = shift if layer.bias is None else layer.bias + shift
-    return _filled(new, layer.weight[keep][:, inputs], bias[keep])
+    shift = (layer.weight[:, folded] @ value[folded])[keep]
+    new = copy.deepcopy(layer)
+    new.in_features, new.out_features = int(inputs.sum()), int(keep.sum())
+    bias = None if layer.bias is None else layer.bias[keep]
+    return _filled(new, layer.weight[keep][:, inputs], _sum(bias, shift))
 
 
 def _convolution(
@@ -151,15 +153,16 @@ def _convolution(
     flat = shift.flatten(1)
     uniform = bool((flat.amax(1) - flat.amin(1) <= 1e-13 * flat.abs().amax(1)).all())
     bias = None if layer.bias is None else layer.bias[keep]
-    if uniform and bool(flat.any()):
-        bias = flat[:, 0] if bias is None else bias + flat[:, 0]
-    options: Any = {
-        "stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation,
-        "bias": bias is not None, "dtype": weight.dtype,
-    }  # fmt: skip
-    new = nn.Conv2d(int(inputs.sum()), int(keep.sum()), layer.kernel_size, **options)
-    new = _filled(new, weight[keep][:, inputs], bias)
+    new = copy.deepcopy(layer)
+    new.in_channels, new.out_channels = int(inputs.sum()), int(keep.sum())
+    new = _filled(new, weight[keep][:, inputs], _sum(bias, flat[:, 0]) if uniform else bias)
     return new if uniform else PlusMap(new, shift)
+
+
+def _sum(bias: Tensor | None, shift: Tensor) -> Tensor | None:
+    if not bool(shift.any()):
+        return bias
+    return shift if bias is None else bias + shift
 
 
 def _depthwise(layer: nn.Conv2d, keep: Tensor) -> nn.Module:

@@ -229,7 +229,7 @@ class Connectivity:
                 if any(bool(part.any()) for part in tree_leaves(live[node])):
                     waiting.add(node)
             waiting = {o for o in waiting if last_use.get(o, -1) > position}
-            if not waiting and position >= last_use[self._input]:
+            if not waiting:
                 return None if node.op == "output" else layer
         return None
 

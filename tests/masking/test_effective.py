@@ -87,7 +87,7 @@ class PlainAttention(Attention):
 
 def perceptron() -> nn.Module:
     return nn.Sequential(
-        nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU6(), nn.Linear(7, 6), nn.Softplus(),
+        nn.Linear(5, 7), nn.BatchNorm1d(7), nn.LeakyReLU(), nn.Linear(7, 6), nn.Softplus(),
         nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3),
     )  # fmt: skip
 
@@ -102,7 +102,8 @@ def prepared(
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.rand_like(parameter) + 0.3)
             if parameter.ndim > 1:
-                parameter.mul_(torch.randn_like(parameter).sign())
+                scale = (density * parameter[0].numel()) ** -0.5
+                parameter.mul_(torch.randn_like(parameter).sign() * scale)
             elif name.endswith("bias"):
                 parameter.zero_()
     parameters = pai.prunable_parameters(model, include_classifier=True)
