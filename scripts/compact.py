@@ -9,6 +9,7 @@ whole network without its zeros (pai.load_sparse), ``compact.pt2``, the compacte
 """
 
 import argparse
+import io
 import json
 import statistics
 import sys
@@ -67,8 +68,11 @@ def export(model: nn.Module, inputs: torch.Tensor, path: Path) -> float:
     """Write ``model`` for any batch size, load it again and return its largest deviation."""
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(model, (inputs,), dynamic_shapes=((batch,),), strict=False)
-    torch.export.save(program, path)
-    loaded = torch.export.load(path).module()
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    write_bytes_atomically(path, content.getvalue())
+    content.seek(0)
+    loaded = torch.export.load(content).module()
     with torch.no_grad():
         return float((loaded(inputs[:3]) - model(inputs[:3])).abs().max())
 

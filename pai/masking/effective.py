@@ -17,6 +17,7 @@ Source: Vysogorets and Kempe 2023, arXiv 2107.02306, section 3, for networks wit
 """
 
 import operator
+from collections import ChainMap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -110,7 +111,7 @@ class Connectivity:
                 self._sources[node] = set().union(*(self._sources.get(o, ()) for o in before))
             else:
                 args, kwargs = map_arg((node.args, node.kwargs), lambda o: known[o])
-                known[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+                known[node] = node.target(*args, **kwargs)
 
     def _forward(self, mask: Mapping[str, Tensor]) -> tuple[dict[Node, Any], dict[Node, Any]]:
         nonzero: dict[Node, Any] = {}
@@ -124,9 +125,9 @@ class Connectivity:
                 continue
             if node.target is operator.getitem:
                 source, position = node.args
-                nonzero[node] = nonzero[source][position]  # type: ignore[index]
+                nonzero[node] = nonzero[source][position]
                 if node in self._signals:
-                    live[node] = live[source][position]  # type: ignore[index]
+                    live[node] = live[source][position]
                 continue
             try:
                 self._pass(node, nonzero, live)
@@ -140,15 +141,15 @@ class Connectivity:
         signals = self._operands(node, self._signals)
         function = self._function(node, signals, nonzero)
         if node in self._signals:
-            n, change = jvp(
-                function, tuple(nonzero[o] for o in signals), tuple(live[o] for o in signals)
-            )
+            primals, tangents = (tuple(bits[o] for o in signals) for bits in (nonzero, live))
+            found: Any = jvp(function, primals, tangents)
+            n, change = found
             live[node] = _bits(change)
         else:
             n = function()
         nonzero[node] = _bits(n)
 
-    def _backward(self, nonzero: Mapping[Node, Any], live: Mapping[Node, Any]) -> dict[Node, Any]:
+    def _backward(self, nonzero: dict[Node, Any], live: Mapping[Node, Any]) -> dict[Node, Any]:
         heard: dict[Node, Any] = {}
         for node in reversed(self._nodes):
             if node.op == "output":
@@ -160,13 +161,13 @@ class Connectivity:
             if node.target is operator.getitem:
                 source: Any = node.args[0]
                 parts = heard.setdefault(source, [torch.zeros_like(v) for v in nonzero[source]])
-                parts[node.args[1]] = torch.maximum(parts[node.args[1]], heard[node])  # type: ignore[index]
+                parts[node.args[1]] = torch.maximum(parts[node.args[1]], heard[node])
                 continue
             signals = self._operands(node, self._signals)
             weights = [o for o in self._operands(node, self._sources) if not self._bias(node, o)]
             self._pull(node, signals, nonzero, heard)
             # a weight of a layer is heard where what it multiplies is live
-            self._pull(node, weights, {**nonzero, **{o: live[o] for o in signals}}, heard)
+            self._pull(node, weights, ChainMap({o: live[o] for o in signals}, nonzero), heard)
         return heard
 
     def _pull(
@@ -175,12 +176,13 @@ class Connectivity:
         """Add to what is heard of ``operands`` what is heard of ``node``."""
         if not operands:
             return
-        out, pull = vjp(self._function(node, operands, at), *(at[o] for o in operands))
+        found: Any = vjp(self._function(node, operands, at), *(at[o] for o in operands))
+        out, pull = found
         given = heard[node]
-        for operand, found in zip(
+        for operand, change in zip(
             operands, pull(given if isinstance(out, Tensor) else type(out)(given)), strict=True
         ):
-            bits = _bits(found)
+            bits = _bits(change)
             heard[operand] = torch.maximum(heard[operand], bits) if operand in heard else bits
 
     def _operands(self, node: Node, among: Iterable[Node]) -> list[Node]:
