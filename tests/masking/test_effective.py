@@ -1,14 +1,17 @@
 """Effective weights of any network, against changing entries one by one."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from brute_force import effective_by_brute_force
+from tiny import check, tiny_run
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pai
+from pai.errors import ConfigError
 from pai.masking.effective import Connectivity, effective_kept
 from pai.masking.mask import dense_mask, mask_report
 from pai.masking.schedule import find_mask
@@ -283,3 +286,18 @@ def test_an_effective_sparsity_is_reached_with_the_fewest_weights() -> None:
         == 112
         == sum(int(k.sum()) for k in dense.values())
     )
+
+
+def test_a_run_prunes_to_an_effective_sparsity(tmp_path: Path) -> None:
+    options = ("sparsity=0.97", "sparsity_is=effective", "scorer=random", "training.epochs=0")
+    record = tiny_run(tmp_path, *options)
+    target, mask = record["scoring"]["effective_target"], record["mask"]
+    assert target["wanted"] == round(0.03 * mask["prunable"]) <= target["effective"]
+    assert mask["effective_sparsity"] == 1 - target["effective"] / mask["prunable"]
+    assert target["kept"] == mask["kept"] > target["effective"]
+
+
+@pytest.mark.parametrize("override", ["schedule=linear", "scorer=synflow"])
+def test_an_effective_target_needs_scores_that_do_not_depend_on_it(override: str) -> None:
+    with pytest.raises(ConfigError, match=r"sparsity_is: effective .* use schedule=oneshot"):
+        check("sparsity_is=effective", override)
