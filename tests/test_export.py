@@ -114,11 +114,9 @@ def test_networks_in_float32(model: nn.Module, side: int) -> None:
 
 
 def test_what_is_removed_in_a_case_done_by_hand() -> None:
-    model = nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(3, 2, 1),
-    )  # fmt: skip
-    first, second, third = model[0], model[2], model[4]
+    first, second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 3, 3, padding=1)
+    third = nn.Conv2d(3, 2, 1)
+    model = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
     with torch.no_grad():
         first.weight[:2] = 0  # constants: 0 after the ReLU, and 1
         first.bias[:] = torch.tensor([-1.0, 1.0, 0.5, 0.5])
