@@ -17,6 +17,7 @@ Source: Vysogorets and Kempe 2023, arXiv 2107.02306, section 3, for networks wit
 """
 
 import operator
+import warnings
 from collections import ChainMap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -83,7 +84,9 @@ class Connectivity:
         Raises:
             NotDefinedError: the network contains an operation without a rule; it is named.
         """
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # torch's own forward mode warns of its own use of torch.jit
+            warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
             nonzero, live = self._forward(mask)
             heard = self._backward(nonzero, live)
         effective = {}

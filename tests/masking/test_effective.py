@@ -31,7 +31,7 @@ class Branches(nn.Module):
         self.depthwise = nn.Conv2d(4, 4, 3, stride=2, groups=4)
         self.point = nn.Conv2d(8, 4, 1)
         self.norm = nn.BatchNorm2d(4)
-        self.head = nn.Linear(16, 3)
+        self.head = nn.Linear(36, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.leaky_relu(self.stem(x), 0.1)
