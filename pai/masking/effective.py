@@ -19,7 +19,8 @@ Source: Vysogorets and Kempe 2023, arXiv 2107.02306, section 3, for networks wit
 import operator
 import warnings
 from collections import ChainMap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,12 +133,8 @@ class Connectivity:
                 if node in self._signals:
                     live[node] = live[source][position]
                 continue
-            try:
+            with _applying_rule(node):
                 self._pass(node, nonzero, live)
-            except (RuntimeError, TypeError) as error:  # an operand that the rule has not foreseen
-                raise NotDefinedError(
-                    f"the rule of {node.target} does not apply: {first_line(error)}"
-                ) from error
         return nonzero, live
 
     def _pass(self, node: Node, nonzero: dict[Node, Any], live: dict[Node, Any]) -> None:
@@ -168,9 +165,10 @@ class Connectivity:
                 continue
             signals = self._operands(node, self._signals)
             weights = [o for o in self._operands(node, self._sources) if not self._bias(node, o)]
-            self._pull(node, signals, nonzero, heard)
-            # a weight of a layer is heard where what it multiplies is live
-            self._pull(node, weights, ChainMap({o: live[o] for o in signals}, nonzero), heard)
+            with _applying_rule(node):
+                self._pull(node, signals, nonzero, heard)
+                # a weight of a layer is heard where what it multiplies is live
+                self._pull(node, weights, ChainMap({o: live[o] for o in signals}, nonzero), heard)
         return heard
 
     def _pull(
@@ -237,6 +235,16 @@ class Connectivity:
             if not waiting:
                 return None if node.op == "output" else layer
         return None
+
+
+@contextmanager
+def _applying_rule(node: Node) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, TypeError) as error:  # operands that the rule has not foreseen
+        raise NotDefinedError(
+            f"the rule of {node.target} does not apply: {first_line(error)}"
+        ) from error
 
 
 def effective_kept(
