@@ -67,7 +67,7 @@ def seconds_in_turn(
 def export(model: nn.Module, inputs: torch.Tensor, path: Path) -> float:
     """Write ``model`` for any batch size, load it again and return its largest deviation."""
     batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(model, (inputs,), dynamic_shapes=((batch,),), strict=False)
+    program = torch.export.export(model, (inputs,), dynamic_shapes=({0: batch},), strict=False)
     content = io.BytesIO()
     torch.export.save(program, content)
     write_bytes_atomically(path, content.getvalue())
