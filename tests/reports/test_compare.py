@@ -1,13 +1,15 @@
 """Comparing masks, in cases done by hand."""
 
 import csv
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import CHECKOUT, python, tiny_run
+from tiny import CHECKOUT, tiny_run
 
 from pai.masking.mask import save_mask
 from pai.reports.compare import as_csv, compare, markdown
@@ -83,8 +85,14 @@ def test_tables_have_every_pair_and_layer() -> None:
 
 
 @pytest.mark.slow
-def test_the_script_compares_runs(tmp_path: Path) -> None:
-    script = str(CHECKOUT / "scripts" / "compare_masks.py")
+def test_the_script_compares_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+
+    def script(*arguments: str) -> None:
+        path = str(CHECKOUT / "scripts" / "compare_masks.py")
+        monkeypatch.setattr(sys, "argv", [path, *arguments])
+        runpy.run_path(path, run_name="__main__")
+
     for name, scorer in (("one", "magnitude"), ("two", "random")):
         options = ("training.epochs=0", "scoring.save_scores=true", f"scorer={scorer}")
         tiny_run(tmp_path / name, *options)
@@ -93,12 +101,14 @@ def test_the_script_compares_runs(tmp_path: Path) -> None:
     least = min(float(scores[name][keep].min()) for name, keep in mask.items() if keep.any())
     most = max(float(scores[name][~keep].max()) for name, keep in mask.items() if not keep.all())
     assert least >= most
-    done = python(script, "one", "two/mask.safetensors", "--out", "out", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "masks.md", "masks.csv", "masks.png",
-    }  # fmt: skip
+
+    def told(*runs: str) -> str:
+        with pytest.raises(SystemExit) as failed:
+            script(*runs)
+        return str(failed.value)
+
+    script(str(tmp_path / "one"), str(tmp_path / "two" / "mask.safetensors"), "--out", str(out))
+    assert {path.name for path in out.iterdir()} == {"masks.md", "masks.csv", "masks.png"}
     save_mask({"x": torch.ones(2, dtype=torch.bool)}, tmp_path / "other.safetensors")
-    wrong = python(script, "one", "other.safetensors", cwd=tmp_path)
-    assert wrong.returncode == 1 and "different networks" in wrong.stderr
-    assert "compare error" in python(script, "one", "absent", cwd=tmp_path).stderr
+    assert "different networks" in told(str(tmp_path / "one"), str(tmp_path / "other.safetensors"))
+    assert "compare error: " in told(str(tmp_path / "one"), str(tmp_path / "absent"))
