@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pai.curvature import curvature_diagonal as curvature_diagonal
+    from pai.export.compact import compact as compact
+    from pai.export.sparse import load_sparse as load_sparse
+    from pai.export.sparse import save_sparse as save_sparse
     from pai.library import available_scorers as available_scorers
     from pai.library import default_schedule as default_schedule
     from pai.library import load_schedule as load_schedule
@@ -29,13 +32,16 @@ if TYPE_CHECKING:
 _HOME = {
     "apply_mask": "pai.masking.mask",
     "available_scorers": "pai.library",
+    "compact": "pai.export.compact",
     "curvature_diagonal": "pai.curvature",
     "default_schedule": "pai.library",
     "find_mask": "pai.masking.schedule",
     "load_schedule": "pai.library",
     "load_scorer": "pai.library",
+    "load_sparse": "pai.export.sparse",
     "memory_budget": "pai.memory",
     "prunable_parameters": "pai.prunable",
+    "save_sparse": "pai.export.sparse",
     "select": "pai.masking.select",
     "warm_up_batchnorm": "pai.warmup",
 }

@@ -21,6 +21,7 @@ from pai.training.checkpoint import load_checkpoint, save_checkpoint
 
 MASK_FILE, MODEL_FILE, CHECKPOINT_FILE = "mask.safetensors", "model.safetensors", "checkpoint.pt"
 ROUNDS_FILE, _ROUND_FILES = "rounds.pt", "round-*.pt"
+SCORES_FILE = "scores.safetensors"
 _log = logging.getLogger("pai")
 
 
@@ -46,9 +47,12 @@ class Output:
         """Log a line."""
         _log.info(text, *arguments)
 
-    def scores(self, scores: Mapping[str, Tensor]) -> None:
-        """Track the scores the mask was selected from."""
+    def scores(self, scores: Mapping[str, Tensor], *, keep: bool) -> None:
+        """Track the scores the mask was selected from; write them if they are to be kept."""
         self._session.log_scores(scores)
+        if keep:
+            values = {name: value.contiguous().cpu() for name, value in scores.items()}
+            write_bytes_atomically(self._run_dir / SCORES_FILE, save(values))
 
     def round_checkpoint(self, number: int) -> Path | None:
         """Return where the training of a round before the mask keeps its state."""
@@ -98,6 +102,10 @@ class Output:
         if report["collapsed_layers"]:
             names = ", ".join(report["collapsed_layers"])
             _log.warning("LAYER COLLAPSE: no weight left in %s", names)
+        if report["cut_at"]:
+            _log.warning("THE NETWORK IS CUT: no signal passes %s", report["cut_at"])
+        if report["effective_undefined"]:
+            _log.info("effective sparsity is not defined: %s", report["effective_undefined"])
         self._session.log_mask(report, self._run_dir / MASK_FILE)
 
     def epoch(self, row: dict[str, float]) -> None:
@@ -124,7 +132,7 @@ class NoOutput(Output):
     def say(self, text: str, *arguments: Any) -> None:
         """Say nothing."""
 
-    def scores(self, scores: Mapping[str, Tensor]) -> None:
+    def scores(self, scores: Mapping[str, Tensor], *, keep: bool) -> None:
         """Track nothing."""
 
     def round_checkpoint(self, number: int) -> Path | None:

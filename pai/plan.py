@@ -15,10 +15,12 @@ from pai.data.bundle import Dataset, DataSpec
 from pai.distributed import launched, local_rank
 from pai.errors import ConfigError, first_line
 from pai.masking.budgets import Shapes
+from pai.masking.effective import Connectivity
 from pai.masking.rounds import TrainAndPrune
 from pai.masking.sanity import Sanity
 from pai.masking.schedule import Schedule
 from pai.masking.select import Rule, as_rule
+from pai.masking.surrogates import NotDefinedError
 from pai.prunable import classifier, prunable_parameters
 from pai.schema import GROUPS, check_config
 from pai.scorers.base import Scorer
@@ -76,9 +78,11 @@ def prepare(config: Mapping[str, Any]) -> Plan:
             f"scoring.samples_per_class: {wanted} is too many; the smallest class has "
             f"{spec.smallest_class} training images"
         )
+    effective = config["sparsity_is"] == "effective"
     shapes = _check_model(
-        json.dumps(config["model"]), spec, include_classifier=config["include_classifier"]
-    )
+        json.dumps(config["model"]), spec,
+        include_classifier=config["include_classifier"], effective=effective,
+    )  # fmt: skip
     return Plan(
         config=dict(config),
         dataset=parts["dataset"],
@@ -112,6 +116,8 @@ def _check_pruning(config: Mapping[str, Any], parts: Mapping[str, Any], shapes: 
         raise ConfigError(
             "sanity: scorer=none keeps everything, so there is nothing to check; use sanity=none"
         )
+    if config["sparsity_is"] == "effective":
+        _check_effective(config, parts, rule, shapes)
     try:
         parts["sanity"].check(rule)
     except ValueError as error:
@@ -121,6 +127,25 @@ def _check_pruning(config: Mapping[str, Any], parts: Mapping[str, Any], shapes: 
     except ValueError as error:
         raise ConfigError(f"baseline: {error}") from error
     return rule
+
+
+def _check_effective(
+    config: Mapping[str, Any], parts: Mapping[str, Any], rule: Rule, shapes: Shapes
+) -> None:
+    """Raise :class:`ConfigError` where one set of scores cannot give masks of all sparsities."""
+    rounds = len(parts["schedule"].sparsities(config["sparsity"])) * parts["baseline"].rounds
+    if rounds > 1:
+        raise ConfigError(
+            f"sparsity_is: effective needs scores that do not depend on the sparsity, and this run "
+            f"scores {rounds} times on the way to it; use schedule=oneshot and one round"
+        )
+    try:
+        rule.check(shapes, 0.0)
+    except ValueError:
+        raise ConfigError(
+            f"sparsity_is: effective tries several direct sparsities, and scope={config['scope']} "
+            f"allows one; use sparsity_is=direct or another scope"
+        ) from None
 
 
 def _model_builder(node: Mapping[str, Any], spec: DataSpec) -> Callable[[], nn.Module]:
@@ -184,7 +209,9 @@ def resolve_device(name: str) -> torch.device:
 
 
 @functools.cache
-def _check_model(model_config: str, spec: DataSpec, *, include_classifier: bool) -> Shapes:
+def _check_model(
+    model_config: str, spec: DataSpec, *, include_classifier: bool, effective: bool
+) -> Shapes:
     """Build the model once and run it on two empty images; remembered over the jobs of a sweep.
 
     Returns:
@@ -220,4 +247,11 @@ def _check_model(model_config: str, spec: DataSpec, *, include_classifier: bool)
             "; only its classifier could be pruned, with include_classifier=true"
         )  # fmt: skip
         raise ConfigError(f"model: has no prunable weights{hint}")
+    if effective:
+        try:
+            Connectivity(model, torch.zeros(1, spec.channels, spec.height, spec.width)).paths({})
+        except NotDefinedError as error:
+            raise ConfigError(
+                f"sparsity_is: effective sparsity is not defined for this network: {error}"
+            ) from error
     return shapes

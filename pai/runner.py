@@ -2,30 +2,27 @@
 
 import datetime
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from pai.clock import Clock
-from pai.data.bundle import Batches, DataBundle
+from pai.data.bundle import DataBundle
 from pai.distributed import broadcast_object, world_size
 from pai.environment import describe_environment, peak_memory_gib
 from pai.errors import ConfigError
-from pai.masking.mask import apply_mask, dense_mask
-from pai.masking.schedule import RoundBatches, find_mask
+from pai.masking.mask import apply_mask
 from pai.masking.select import Mask
 from pai.memory import memory_budget
 from pai.output import CHECKPOINT_FILE, ROUNDS_FILE, NoOutput, Output, remove_checkpoints
-from pai.parallel import processes
 from pai.plan import Plan
-from pai.prunable import prunable_parameters
 from pai.records import FolderInUseError, alone_in, read_record, remove_partial_writes, write_record
 from pai.rounds import prune_in_rounds
-from pai.scorers.memo import remembering
-from pai.seeding import derive_seed, generator, global_seed
+from pai.scoring import Draw, score_and_select, scoring_samples
+from pai.seeding import global_seed
 from pai.tracking.base import RunLabels
 from pai.training.loop import train
 
@@ -165,7 +162,7 @@ def _pipeline(plan: Plan, record: dict[str, Any], clock: Clock, output: Output) 
 
     with clock.timed("data"):
         data = plan.dataset.load().to(plan.device)
-        draw = _scoring_samples(data, scoring, seed)
+        draw = scoring_samples(data, scoring, seed)
         batches = draw(0)
         record["data"] = {part: len(getattr(data, part)) for part in ("train", "val", "test")}
         record["data"]["scoring"] = len(batches.order)
@@ -192,20 +189,8 @@ def _pipeline(plan: Plan, record: dict[str, Any], clock: Clock, output: Output) 
     output.model(model)
 
 
-def _scoring_samples(
-    data: DataBundle[Any], scoring: Mapping[str, Any], seed: int
-) -> Callable[[int], Batches]:
-    """Return a function from a round to its scoring batches, each round's an independent draw."""
-
-    def draw(number: int) -> Batches:
-        chosen = seed if number == 0 else derive_seed(seed, f"scoring_round/{number}")
-        return data.scoring_batches(scoring["samples_per_class"], scoring["batch_size"], chosen)
-
-    return draw
-
-
 def _prune(
-    plan: Plan, model: nn.Module, data: DataBundle[Any], draw: Callable[[int], Batches],
+    plan: Plan, model: nn.Module, data: DataBundle[Any], draw: Draw,
     record: dict[str, Any], clock: Clock, output: Output,
 ) -> Mask:  # fmt: skip
     """Warm up, train if the baseline wants it, score and mask; leaves the pruned network."""
@@ -220,8 +205,10 @@ def _prune(
     output.say("scoring and masking on %s", plan.device)
 
     def find(number: int, sparsity: float, within: Mask | None) -> Mask:
-        record["scoring"] = _describe_scores(plan, model, draw(0), output)
-        return _find_mask(plan, model, draw, record, clock, output, number, sparsity, within)
+        return score_and_select(
+            plan, model, draw, record, clock, output,
+            number=number, sparsity=sparsity, within=within,
+        )  # fmt: skip
 
     mask, record["baseline"] = prune_in_rounds(plan, model, data, find, state, clock, output)
     mask = plan.sanity.mask(mask, seed)
@@ -231,70 +218,6 @@ def _prune(
         plan.warmup(other, warmup_batches)
         model.load_state_dict(other.state_dict())
     apply_mask(model, mask)
-    return mask
-
-
-def _describe_scores(
-    plan: Plan, model: nn.Module, batches: Batches, output: Output
-) -> dict[str, Any]:
-    parameters = prunable_parameters(model, include_classifier=plan.config["include_classifier"])
-    told = plan.scorer.describe(model, batches, parameters)
-    if told.get("curved"):
-        output.say(
-            "the curvature is the Gauss-Newton diagonal, not the Hessian's: the network has second "
-            "derivatives in %d of %d weight tensors", len(told["curved"]), len(parameters),
-        )  # fmt: skip
-    return told
-
-
-def _find_mask(
-    plan: Plan,
-    model: nn.Module,
-    draw: RoundBatches,
-    record: dict[str, Any],
-    clock: Clock,
-    output: Output,
-    number: int,
-    sparsity: float,
-    within: Mask | None,
-) -> Mask:
-    """Find the mask of the round ``number``; its seconds are added to the clock's."""
-    config = plan.config
-    whole = config["include_classifier"]
-    if plan.scorer.keeps_everything:
-        clock.add(score=0.0, mask=0.0)
-        return dense_mask(prunable_parameters(model, include_classifier=whole))
-    scores: dict[str, Tensor] = {}
-    spent = Clock({"score": 0.0})
-
-    def scorer(*arguments: Any, **options: Any) -> dict[str, Tensor]:
-        with spent.timed("score"):
-            scores.update(plan.sanity.scores(plan.scorer(*arguments, **options)))
-        return scores
-
-    purpose = f"probes/{number}" if number else "probes"
-    probes = generator(config["seed"], purpose, plan.device)
-    folder = config["scoring"]["cache_dir"]
-    # later rounds depend on how far earlier ones have moved the random stream; of several
-    # processes one could wait for the other
-    alone = len(plan.schedule.sparsities(sparsity)) == processes() == 1
-    with (
-        remembering(
-            Path(folder).expanduser() if folder and alone else None, model, draw(0), probes,
-            about={"model": config["model"], "spec": asdict(plan.spec)},
-        ) as memo,
-        spent.timed("both"),
-    ):  # fmt: skip
-        mask = find_mask(
-            model, draw, scorer,
-            sparsity=sparsity, schedule=plan.schedule, scope=plan.rule,
-            generator=probes, include_classifier=whole, within=within, towards=config["sparsity"],
-        )  # fmt: skip
-    seconds = spent.seconds
-    clock.add(score=seconds["score"], mask=seconds["both"] - seconds["score"])
-    entries = [] if memo is None else memo.entries
-    record["scoring"] |= {"cached": any(entry["hit"] for entry in entries), "cache": entries}
-    output.scores(scores)
     return mask
 
 

@@ -1,7 +1,7 @@
 """The schema of a whole configuration: top-level keys here, each group by its own signature."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -16,6 +16,7 @@ class Scoring(BaseModel):
     samples_per_class: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     warmup_batch_size: int = Field(ge=2)
+    save_scores: bool
     memory_gib: float | None = Field(gt=0)
     cache_dir: str | None
 
@@ -35,6 +36,7 @@ class TopLevel(BaseModel):
     logger: dict[str, Any]
     scoring: Scoring
     sparsity: float = Field(ge=0, lt=1)
+    sparsity_is: Literal["direct", "effective"]
     scope: str
     include_classifier: bool
     seed: int = Field(ge=0)

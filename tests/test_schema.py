@@ -22,6 +22,7 @@ WRONG: dict[str, st.SearchStrategy[Any]] = {
     | st.just(float("nan")) | st.integers(max_value=-1) | st.integers(min_value=1),
     "seed": no_number | st.floats() | st.integers(max_value=-1),
     "scope": no_text,
+    "sparsity_is": no_text | st.text().filter(lambda text: text not in ("direct", "effective")),
     "include_classifier": st.integers() | st.floats() | st.text() | st.none(),
     "device": no_text | st.text().filter(lambda text: not DEVICE.fullmatch(text)),
     "scoring": no_mapping | st.floats(),
@@ -31,6 +32,7 @@ VALID: dict[str, st.SearchStrategy[Any]] = {
     "sparsity": st.floats(min_value=0, max_value=1, exclude_max=True) | st.just(0),
     "seed": st.integers(min_value=0),
     "scope": st.sampled_from(["global", "layer", "erk", "2:4"]),
+    "sparsity_is": st.sampled_from(["direct", "effective"]),
     "include_classifier": st.booleans(),
     "device": st.sampled_from(["auto", "cpu", "mps", "cuda", "cuda:0", "cuda:12"]),
 }

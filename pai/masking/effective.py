@@ -1,100 +1,292 @@
 """Effective sparsity: which kept weights lie on a path from the input to the output.
 
-Replace every kept weight by a positive number and every other term (biases, means) by zero, and
-max pooling by average pooling. For a positive input all signals are then sums of positive path
-products, without cancellation, so ``w * dR/dw > 0`` (R the sum of the outputs) holds exactly for
-the weights that some input reaches and that reach some output.
-Source: Vysogorets and Kempe 2023, arXiv 2107.02306, section 3.
+For any network that can be traced. The forward pass is recorded as a graph of ATen operations
+between tensors; each entry of each tensor gets three bits:
+
+- ``n``, may be nonzero: pruned weights, padding and additive biases are zero;
+- ``l``, live: depends on the input;
+- ``b``, heard: some output depends on it.
+
+They follow from the operations one by one (:mod:`pai.masking.surrogates`), ``n`` and ``l`` from
+input to output, ``b`` backward; a product passes a signal on where the other factor may be nonzero.
+A kept weight is *effective* if, somewhere, it multiplies a live entry and the result is heard. In
+networks of affine layers, ReLU-like functions and BatchNorm these are the weights on input-output
+paths; in attention a path may go through queries, keys or values, and LayerNorm connects all the
+channels it normalises. The result depends on the mask only, not on the values of the weights.
+Source: Vysogorets and Kempe 2023, arXiv 2107.02306, section 3, for networks without products.
 """
 
-from collections.abc import Iterator, Mapping
+import operator
+import warnings
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn import functional as F
+from torch.func import functional_call, functionalize, jvp, vjp
+from torch.fx import Graph, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_arg
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 
+from pai.errors import first_line
+from pai.masking.surrogates import NotDefinedError, aten, surrogate
 from pai.state import scoring_mode
 
-_POOLS = {nn.MaxPool1d: F.avg_pool1d, nn.MaxPool2d: F.avg_pool2d, nn.MaxPool3d: F.avg_pool3d}
-_TOLERANCE = 1e-9
+_ADDITIONS = {aten.add, aten.sub, aten.rsub, aten.addmm, aten.baddbmm, aten.addmv}
+
+
+@dataclass(frozen=True)
+class Paths:
+    """What of a mask is connected.
+
+    Attributes:
+        effective: the part of the mask that is effective, by parameter name.
+        cut_at: the layer that cuts the network, ``None`` if some output depends on the input. It is
+            the layer that runs last before nothing live is left that a later operation uses.
+    """
+
+    effective: dict[str, Tensor]
+    cut_at: str | None
+
+
+class Connectivity:
+    """The graph of a network, traced once, to look at any number of masks.
+
+    Args:
+        model: run once in eval mode on one sample; not changed.
+        inputs: a batch, for its shape and type.
+
+    Raises:
+        NotDefinedError: the network cannot be traced (it decides by the values of its input).
+    """
+
+    def __init__(self, model: nn.Module, inputs: Tensor) -> None:
+        self._shapes = {name: p.shape for name, p in model.named_parameters()}
+        self._device = inputs.device
+        with scoring_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            graph, buffers, constants = _trace(model, inputs[:1])
+            self._nodes = list(graph.nodes)
+            placeholders = [node for node in self._nodes if node.op == "placeholder"]
+            self._parameters = dict(zip(self._shapes, placeholders, strict=False))
+            self._input = placeholders[-1]
+            self._input_shape = inputs[:1].shape
+            between = placeholders[len(self._shapes) : -1]
+            known = {node: v.clone() for node, v in zip(between, buffers, strict=True)}
+            self._classify(known, constants)
+
+    def paths(self, mask: Mapping[str, Tensor]) -> Paths:
+        """Return what of ``mask`` (by parameter name) is connected.
+
+        Raises:
+            NotDefinedError: the network contains an operation without a rule; it is named.
+        """
+        with torch.no_grad(), warnings.catch_warnings():
+            # torch's own forward mode warns of its own use of torch.jit
+            warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+            nonzero, live = self._forward(mask)
+            heard = self._backward(nonzero, live)
+        effective = {}
+        for name, keep in mask.items():
+            found = heard.get(self._parameters[name])
+            effective[name] = (
+                torch.zeros_like(keep) if found is None else keep & (found > 0).to(keep.device)
+            )
+        return Paths(effective, self._cut(live, mask))
+
+    def _classify(self, known: dict[Node, Any], constants: nn.Module) -> None:
+        """Find what depends on the input, what on parameters only (and on which), and the rest."""
+        self._signals: set[Node] = {self._input}
+        self._sources: dict[Node, set[str]] = {n: {name} for name, n in self._parameters.items()}
+        self._known = known
+        for node in self._nodes:
+            before = node.all_input_nodes
+            if node.op == "get_attr":
+                known[node] = getattr(constants, str(node.target))
+            elif node.op != "call_function":
+                continue
+            elif any(operand in self._signals for operand in before):
+                self._signals.add(node)
+            elif any(operand in self._sources for operand in before):
+                self._sources[node] = set().union(*(self._sources.get(o, ()) for o in before))
+            else:
+                args, kwargs = map_arg((node.args, node.kwargs), lambda o: known[o])
+                known[node] = node.target(*args, **kwargs)
+
+    def _forward(self, mask: Mapping[str, Tensor]) -> tuple[dict[Node, Any], dict[Node, Any]]:
+        nonzero: dict[Node, Any] = {}
+        for name, node in self._parameters.items():
+            ones = torch.ones(self._shapes[name], device=self._device)
+            nonzero[node] = mask[name].to(ones) if name in mask else ones
+        everywhere = torch.ones(self._input_shape, device=self._device)
+        nonzero[self._input], live = everywhere, {self._input: everywhere}
+        for node in self._nodes:
+            if node.op != "call_function" or node in self._known:
+                continue
+            if node.target is operator.getitem:
+                source, position = node.args
+                nonzero[node] = nonzero[source][position]
+                if node in self._signals:
+                    live[node] = live[source][position]
+                continue
+            with _applying_rule(node):
+                self._pass(node, nonzero, live)
+        return nonzero, live
+
+    def _pass(self, node: Node, nonzero: dict[Node, Any], live: dict[Node, Any]) -> None:
+        signals = self._operands(node, self._signals)
+        function = self._function(node, signals, nonzero)
+        if node in self._signals:
+            primals, tangents = (tuple(bits[o] for o in signals) for bits in (nonzero, live))
+            found: Any = jvp(function, primals, tangents)
+            n, change = found
+            live[node] = _bits(change)
+        else:
+            n = function()
+        nonzero[node] = _bits(n)
+
+    def _backward(self, nonzero: dict[Node, Any], live: Mapping[Node, Any]) -> dict[Node, Any]:
+        heard: dict[Node, Any] = {}
+        for node in reversed(self._nodes):
+            if node.op == "output":
+                for operand in node.all_input_nodes:
+                    if operand in self._signals:
+                        heard[operand] = _ones(nonzero[operand])
+            if node.op != "call_function" or node not in heard:
+                continue
+            if node.target is operator.getitem:
+                source: Any = node.args[0]
+                parts = heard.setdefault(source, [torch.zeros_like(v) for v in nonzero[source]])
+                parts[node.args[1]] = torch.maximum(parts[node.args[1]], heard[node])
+                continue
+            signals = self._operands(node, self._signals)
+            weights = [o for o in self._operands(node, self._sources) if not self._bias(node, o)]
+            with _applying_rule(node):
+                self._pull(node, signals, nonzero, heard)
+                # a weight of a layer is heard where what it multiplies is live
+                self._pull(node, weights, ChainMap({o: live[o] for o in signals}, nonzero), heard)
+        return heard
+
+    def _pull(
+        self, node: Node, operands: list[Node], at: Mapping[Node, Any], heard: dict[Node, Any]
+    ) -> None:
+        """Add to what is heard of ``operands`` what is heard of ``node``."""
+        if not operands:
+            return
+        found: Any = vjp(self._function(node, operands, at), *(at[o] for o in operands))
+        out, pull = found
+        given = heard[node]
+        for operand, change in zip(
+            operands, pull(given if isinstance(out, Tensor) else type(out)(given)), strict=True
+        ):
+            bits = _bits(change)
+            heard[operand] = torch.maximum(heard[operand], bits) if operand in heard else bits
+
+    def _operands(self, node: Node, among: Iterable[Node]) -> list[Node]:
+        return [operand for operand in node.all_input_nodes if operand in among]
+
+    def _bias(self, node: Node, operand: Node) -> bool:
+        """Whether ``operand`` is a vector of parameters that ``node`` adds to a signal."""
+        return (
+            getattr(node.target, "overloadpacket", None) in _ADDITIONS
+            and node in self._signals
+            and operand in self._sources
+            and all(len(self._shapes[name]) <= 1 for name in self._sources[operand])
+        )
+
+    def _function(self, node: Node, operands: list[Node], at: Mapping[Node, Any]) -> Any:
+        """Return the surrogate of ``node`` as a function of ``operands``, all others fixed."""
+
+        def function(*values: Tensor) -> Any:
+            given = dict(zip(operands, values, strict=True))
+
+            def value(operand: Node) -> Any:
+                if operand in given:
+                    return given[operand]
+                if operand in self._known:
+                    known = self._known[operand]
+                    floating = isinstance(known, Tensor) and known.is_floating_point()
+                    return (known != 0).float() if floating else known
+                return torch.zeros_like(at[operand]) if self._bias(node, operand) else at[operand]
+
+            args, kwargs = map_arg((node.args, node.kwargs), value)
+            return surrogate(node.target, args, kwargs)
+
+        return function
+
+    def _cut(self, live: Mapping[Node, Any], mask: Mapping[str, Tensor]) -> str | None:
+        last_use = {o: i for i, node in enumerate(self._nodes) for o in node.all_input_nodes}
+        layer: str | None = None
+        waiting: set[Node] = {self._input}
+        for position, node in enumerate(self._nodes):
+            if node in self._signals:
+                names = [
+                    name for o in self._operands(node, self._sources)
+                    for name in sorted(self._sources[o]) if name in mask
+                ]  # fmt: skip
+                layer = names[0] if names else layer
+                if any(bool(part.any()) for part in tree_leaves(live[node])):
+                    waiting.add(node)
+            waiting = {o for o in waiting if last_use.get(o, -1) > position}
+            if not waiting:
+                return None if node.op == "output" else layer
+        return None
+
+
+@contextmanager
+def _applying_rule(node: Node) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, TypeError) as error:  # operands that the rule has not foreseen
+        raise NotDefinedError(
+            f"the rule of {node.target} does not apply: {first_line(error)}"
+        ) from error
 
 
 def effective_kept(
     model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor
-) -> dict[str, Tensor] | None:
-    """Return the part of ``mask`` on input-output paths, or ``None`` where that is not defined.
-
-    It is defined for networks that become linear under the replacement: affine layers, BatchNorm,
-    ReLU-like functions, pooling modules, additions. Whether this one does is tested on two random
-    positive inputs (attention and LayerNorm fail).
+) -> dict[str, Tensor]:
+    """Return the part of ``mask`` that is effective.
 
     Args:
         model: not changed.
         mask: by parameter name.
         inputs: a batch, for its shape.
+
+    Raises:
+        NotDefinedError: what in the network has no rule.
     """
-    stream = torch.Generator().manual_seed(0)
-    first, second = (
-        torch.rand(inputs[:1].shape, generator=stream, dtype=torch.float64).to(inputs.device) + 0.5
-        for _ in range(2)
-    )
-    with scoring_mode(model), _average_pooling(model):
-        state = _positive_state(model, mask)
-
-        def run(x: Tensor) -> Tensor:
-            out: Tensor = functional_call(model, state, (x,))
-            return out
-
-        with torch.no_grad():
-            expected, actual = run(first) + run(second), run(first + second)
-        if not bool((expected - actual).abs().max() <= _TOLERANCE * expected.abs().max()):
-            return None
-        weights = {name: state[name] for name in mask}
-        values = torch.autograd.grad(
-            run(first).sum(), list(weights.values()), materialize_grads=True
-        )
-    return {
-        name: keep & (gradient > 0).to(keep.device)
-        for (name, keep), gradient in zip(mask.items(), values, strict=True)
-    }
+    return Connectivity(model, inputs).paths(mask).effective
 
 
-def _positive_state(model: nn.Module, mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return float64 parameters and buffers: masked averages, no shifts, unit scales."""
-    state: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        if name in mask:
-            keep = mask[name].to(parameter.device).double()
-            state[name] = (keep / max(1, keep[0].numel())).requires_grad_()
-        elif parameter.ndim >= 2:
-            state[name] = torch.full_like(parameter, 1 / parameter[0].numel(), dtype=torch.float64)
-        else:
-            fill = 1.0 if name.split(".")[-1] == "weight" else 0.0
-            state[name] = torch.full_like(parameter, fill, dtype=torch.float64)
-    for name, buffer in model.named_buffers():
-        leaf = name.split(".")[-1]
-        if leaf == "running_mean":
-            state[name] = torch.zeros_like(buffer, dtype=torch.float64)
-        elif leaf == "running_var":
-            state[name] = torch.ones_like(buffer, dtype=torch.float64)
-    return state
+def _trace(model: nn.Module, inputs: Tensor) -> tuple[Graph, list[Tensor], nn.Module]:
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
 
+    def run(parameters_: list[Tensor], buffers_: list[Tensor], x: Tensor) -> Any:
+        state = dict(zip([*parameters, *buffers], [*parameters_, *buffers_], strict=True))
+        return functional_call(model, state, (x,))
 
-@contextmanager
-def _average_pooling(model: nn.Module) -> Iterator[None]:
-    hooks = [
-        module.register_forward_hook(
-            lambda module, args, out: _POOLS[type(module)](
-                args[0], module.kernel_size, module.stride, module.padding, module.ceil_mode
-            )
-        )
-        for module in model.modules()
-        if type(module) in _POOLS
-    ]
+    values = list(buffers.values())
     try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+        traced = make_fx(functionalize(run))(list(parameters.values()), values, inputs)
+    except RuntimeError as error:  # data-dependent control flow
+        raise NotDefinedError(f"the network cannot be traced: {first_line(error)}") from error
+    traced.graph.eliminate_dead_code()
+    return traced.graph, values, traced
+
+
+def _bits(value: Any) -> Any:
+    """Saturate counts: one where there is at least one, zero where there is none."""
+    if isinstance(value, Tensor):
+        return (value > 0.5).float()
+    return [(part > 0.5).float() for part in value]
+
+
+def _ones(value: Any) -> Any:
+    return (
+        torch.ones_like(value) if isinstance(value, Tensor) else [torch.ones_like(v) for v in value]
+    )

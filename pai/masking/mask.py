@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from pai.masking.effective import effective_kept
+from pai.masking.effective import Connectivity, Paths
 from pai.masking.select import Mask
+from pai.masking.surrogates import NotDefinedError
 from pai.records import write_bytes_atomically
 
 
@@ -64,15 +65,18 @@ def mask_report(model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor) ->
 
     ``sparsity`` counts prunable weights, ``sparsity_all_parameters`` all parameters of the model.
     ``effective_sparsity`` counts a kept weight only if it lies on a path from input to output
-    (:mod:`pai.masking.effective`; ``None`` where that is not defined). ``collapsed_layers`` names
-    the layers that lost every weight.
+    (:mod:`pai.masking.effective`; ``None`` where that is not defined, and ``effective_undefined``
+    says why). ``collapsed_layers`` names the layers that lost every weight, ``dead_layers`` those
+    that kept some, none of them effective. ``cut_at`` names the layer that cuts the network, if
+    no output depends on the input.
 
     Args:
         model: the model the mask is for; not changed.
         mask: by parameter name.
         inputs: a batch, for its shape.
     """
-    effective = effective_kept(model, mask, inputs)
+    paths, undefined = _paths(model, mask, inputs)
+    effective = None if paths is None else paths.effective
     layers: list[dict[str, Any]] = []
     for name, keep in mask.items():
         total, kept = keep.numel(), int(keep.sum())
@@ -97,7 +101,21 @@ def mask_report(model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor) ->
         "prunable": prunable,
         "all_parameters": everything,
         "effective_sparsity": None if on_path is None else 1 - on_path / prunable,
+        "effective_undefined": undefined,
         "collapsed_layers": [layer["name"] for layer in layers if layer["kept"] == 0],
+        "dead_layers": [
+            layer["name"] for layer in layers if layer["kept"] and layer["effective_kept"] == 0
+        ],
+        "cut_at": None if paths is None else paths.cut_at,
         "sha256": mask_sha256(mask),
         "layers": layers,
     }
+
+
+def _paths(
+    model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor
+) -> tuple[Paths | None, str | None]:
+    try:
+        return Connectivity(model, inputs).paths(mask), None
+    except NotDefinedError as error:
+        return None, str(error)

@@ -13,7 +13,9 @@ def summarise(record: Mapping[str, Any], run_dir: Path) -> str:
     times = record["timing_s"]
     lines = [_layers(mask), ""]
     dense = mask["kept"] == mask["prunable"]
-    asked = "dense" if dense else f"sparsity {mask['sparsity']:.4f}, asked {config['sparsity']:g}"
+    kind = "effective " if config["sparsity_is"] == "effective" else ""
+    asked = f"sparsity {mask['sparsity']:.4f}, asked {kind}{config['sparsity']:g}"
+    asked = "dense" if dense else asked
     lines.append(
         f"weights    {mask['kept']:,} of {mask['prunable']:,} prunable kept ({asked}); "
         f"{mask['all_parameters']:,} parameters in all"
@@ -35,9 +37,18 @@ def summarise(record: Mapping[str, Any], run_dir: Path) -> str:
             f"effective  sparsity {mask['effective_sparsity']:.4f}: weights on no path from input "
             f"to output count as removed"
         )
+    else:
+        lines.append(f"effective  sparsity not defined: {mask['effective_undefined']}")
     if mask["collapsed_layers"]:
         names = ", ".join(mask["collapsed_layers"])
         lines.append(f"WARNING    LAYER COLLAPSE: {names} lost every weight")
+    if mask["dead_layers"]:
+        names = ", ".join(mask["dead_layers"])
+        lines.append(f"WARNING    DEAD LAYERS: {names} kept weights, but none on a path")
+    if mask["cut_at"]:
+        lines.append(
+            f"WARNING    THE NETWORK IS CUT: no signal from the input passes {mask['cut_at']}"
+        )
     lines.append(
         f"accuracy   test {metrics['test_accuracy']:.2%} after the last epoch, "
         f"{metrics['best_val_test_accuracy']:.2%} at the best validation epoch "

@@ -22,10 +22,11 @@ def record(**changes: Any) -> dict[str, Any]:
     layers = [layer("conv1.weight", 200, 100), layer("stage.conv.weight", 12_000, 1_020)]
     whole: dict[str, Any] = {
         "status": "completed", "error": None, "name": "scorer=snip,seed=0", "seed": 0,
-        "config": {"sparsity": 0.9, "training": {"epochs": 3}},
+        "config": {"sparsity": 0.9, "sparsity_is": "direct", "training": {"epochs": 3}},
         "mask": {
             "sparsity": 0.9082, "sparsity_all_parameters": 0.9, "kept": 1_120, "prunable": 12_200,
             "all_parameters": 12_345, "effective_sparsity": 0.9111, "collapsed_layers": [],
+            "effective_undefined": None, "dead_layers": [], "cut_at": None,
             "sha256": "0" * 64, "layers": layers,
         },
         "cost": {
@@ -110,9 +111,21 @@ def test_without_collapse_there_is_no_warning() -> None:
     assert "WARNING" not in summarise(record(), FOLDER)
 
 
-def test_effective_sparsity_is_left_out_where_it_is_not_defined() -> None:
+def test_effective_sparsity_or_why_it_is_not_defined() -> None:
     assert "sparsity 0.9111" in line(summarise(record(), FOLDER), "effective")
-    assert "effective" not in summarise(record(mask_effective_sparsity=None), FOLDER)
+    without = record(mask_effective_sparsity=None, mask_effective_undefined="sort has no rule")
+    assert "not defined: sort has no rule" in line(summarise(without, FOLDER), "effective")
+
+
+def test_a_cut_network_is_announced() -> None:
+    text = summarise(record(mask_cut_at="b.weight", mask_dead_layers=["a.weight"]), FOLDER)
+    assert "no signal from the input passes b.weight" in text
+    assert "DEAD LAYERS: a.weight kept weights" in text
+
+
+def test_an_effective_target_is_told() -> None:
+    aimed = record(config={"sparsity": 0.9, "sparsity_is": "effective", "training": {"epochs": 3}})
+    assert "asked effective 0.9" in line(summarise(aimed, FOLDER), "weights")
 
 
 @pytest.mark.parametrize("kept", [0, 1, 200])

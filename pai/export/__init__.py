@@ -1,0 +1,1 @@
+"""Pruned networks for use: channels physically removed, weights stored without their zeros."""

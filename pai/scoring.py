@@ -1,0 +1,103 @@
+"""The scores and the mask of one round of a run: samples, cache, schedule, times, the record."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from pai.clock import Clock
+from pai.data.bundle import Batches, DataBundle
+from pai.masking.effective import Connectivity
+from pai.masking.mask import dense_mask
+from pai.masking.schedule import find_mask
+from pai.masking.select import Mask, select
+from pai.masking.target import reach_effective
+from pai.output import Output
+from pai.parallel import processes
+from pai.plan import Plan
+from pai.prunable import prunable_parameters
+from pai.scorers.memo import remembering
+from pai.seeding import derive_seed, generator
+
+Draw = Callable[[int], Batches]
+"""Gives the scoring batches of a round of the schedule, counted from 0."""
+
+
+def scoring_samples(data: DataBundle[Any], scoring: Mapping[str, Any], seed: int) -> Draw:
+    """Return a function from a round to its scoring batches, each round's an independent draw."""
+
+    def draw(number: int) -> Batches:
+        chosen = seed if number == 0 else derive_seed(seed, f"scoring_round/{number}")
+        return data.scoring_batches(scoring["samples_per_class"], scoring["batch_size"], chosen)
+
+    return draw
+
+
+def score_and_select(
+    plan: Plan, model: nn.Module, draw: Draw, record: dict[str, Any], clock: Clock, output: Output,
+    *, number: int, sparsity: float, within: Mask | None,
+) -> Mask:  # fmt: skip
+    """Return the mask of the round ``number`` of training and pruning; not applied.
+
+    Its seconds are added to the clock's, what the scores are and where they came from is recorded.
+    """
+    config = plan.config
+    record["scoring"] = _describe(plan, model, draw(0), output)
+    if plan.scorer.keeps_everything:
+        clock.add(score=0.0, mask=0.0)
+        return dense_mask(
+            prunable_parameters(model, include_classifier=config["include_classifier"])
+        )
+    scores: dict[str, Tensor] = {}
+    spent = Clock({"score": 0.0})
+
+    def scorer(*arguments: Any, **options: Any) -> dict[str, Tensor]:
+        with spent.timed("score"):
+            scores.update(plan.sanity.scores(plan.scorer(*arguments, **options)))
+        return scores
+
+    purpose = f"probes/{number}" if number else "probes"
+    probes = generator(config["seed"], purpose, plan.device)
+    folder = config["scoring"]["cache_dir"]
+    # later rounds depend on how far earlier ones have moved the random stream; of several
+    # processes one could wait for the other
+    alone = len(plan.schedule.sparsities(sparsity)) == processes() == 1
+    with (
+        remembering(
+            Path(folder).expanduser() if folder and alone else None, model, draw(0), probes,
+            about={"model": config["model"], "spec": asdict(plan.spec)},
+        ) as memo,
+        spent.timed("both"),
+    ):  # fmt: skip
+        mask = find_mask(
+            model, draw, scorer,
+            sparsity=sparsity, schedule=plan.schedule, scope=plan.rule, generator=probes,
+            include_classifier=config["include_classifier"],
+            within=within, towards=config["sparsity"],
+        )  # fmt: skip
+        if config["sparsity_is"] == "effective":
+            mask, reached = reach_effective(
+                lambda direct: select(scores, direct, plan.rule, within=within),
+                Connectivity(model, next(iter(draw(0)))[0]),
+                sparsity,
+            )
+            record["scoring"] |= {"effective_target": asdict(reached)}
+    seconds = spent.seconds
+    clock.add(score=seconds["score"], mask=seconds["both"] - seconds["score"])
+    entries = [] if memo is None else memo.entries
+    record["scoring"] |= {"cached": any(entry["hit"] for entry in entries), "cache": entries}
+    output.scores(scores, keep=config["scoring"]["save_scores"])
+    return mask
+
+
+def _describe(plan: Plan, model: nn.Module, batches: Batches, output: Output) -> dict[str, Any]:
+    parameters = prunable_parameters(model, include_classifier=plan.config["include_classifier"])
+    told = plan.scorer.describe(model, batches, parameters)
+    if told.get("curved"):
+        output.say(
+            "the curvature is the Gauss-Newton diagonal, not the Hessian's: the network has second "
+            "derivatives in %d of %d weight tensors", len(told["curved"]), len(parameters),
+        )  # fmt: skip
+    return told

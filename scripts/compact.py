@@ -1,0 +1,156 @@
+"""Remove the channels of a finished run that cannot influence its output, and export what is left.
+
+    python scripts/compact.py RUN_DIR [--out DIR] [--batch-size 128] [--seconds 5]
+
+Rebuilds the network of RUN_DIR from its record, loads its weights, compacts it (pai.compact) and
+checks that the outputs are the same. DIR (default RUN_DIR/compact) gets ``sparse.safetensors``, the
+whole network without its zeros (pai.load_sparse), ``compact.pt2``, the compacted network for
+``torch.export.load``, and ``report.json``. Times are of forward passes in turn, one of each.
+"""
+
+import argparse
+import io
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import pai
+from pai.data.bundle import DataSpec
+from pai.errors import ConfigError
+from pai.flops import forward_cost
+from pai.output import MODEL_FILE
+from pai.plan import prepare
+from pai.records import read_record, write_bytes_atomically
+
+TOLERANCE = 1e-4  # relative to the largest output; float32 rounding is some 1e-6
+
+
+def rebuild(run_dir: Path) -> tuple[nn.Module, DataSpec]:
+    """Return the trained network of a run in eval mode, and what its data look like.
+
+    Raises:
+        ConfigError: the folder holds no completed run.
+    """
+    record = read_record(run_dir)
+    if record is None or record["status"] != "completed":
+        raise ConfigError(f"{run_dir} holds no completed run")
+    plan = prepare(record["config"] | {"device": "cpu"})
+    model = plan.build_model()
+    model.load_state_dict(load_file(run_dir / MODEL_FILE))
+    return model.eval(), plan.spec
+
+
+def seconds_in_turn(
+    models: list[nn.Module], inputs: torch.Tensor, seconds: float
+) -> list[list[float]]:
+    """Time forward passes of the models in turn for ``seconds``, at least 5 of each."""
+    times: list[list[float]] = [[] for _ in models]
+    begin = time.perf_counter()
+    with torch.no_grad():
+        for model in models:
+            model(inputs)
+        while time.perf_counter() - begin < seconds or len(times[0]) < 5:
+            for model, taken in zip(models, times, strict=True):
+                start = time.perf_counter()
+                model(inputs)
+                taken.append(time.perf_counter() - start)
+    return times
+
+
+def export(model: nn.Module, inputs: torch.Tensor, path: Path) -> float:
+    """Write ``model`` for any batch size, load it again and return its largest deviation."""
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(model, (inputs,), dynamic_shapes=({0: batch},), strict=False)
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    write_bytes_atomically(path, content.getvalue())
+    content.seek(0)
+    loaded = torch.export.load(content).module()
+    with torch.no_grad():
+        return float((loaded(inputs[:3]) - model(inputs[:3])).abs().max())
+
+
+def examine(run_dir: Path, out: Path, batch_size: int, seconds: float) -> dict[str, Any]:
+    """Compact, check, time and export; return what was found.
+
+    Raises:
+        ConfigError: no completed run.
+        ValueError: the network cannot be compacted.
+    """
+    model, spec = rebuild(run_dir)
+    stream = torch.Generator().manual_seed(0)
+    size = (batch_size, spec.channels, spec.height, spec.width)
+    inputs = torch.randn(size, generator=stream)
+    small = pai.compact(model, inputs)
+    with torch.no_grad():
+        expected, found = model(inputs), small(inputs)
+    deviation = float((expected - found).abs().max())
+    if deviation > TOLERANCE * max(1.0, float(expected.abs().max())):
+        raise AssertionError(f"compaction changed the outputs by {deviation}")
+    out.mkdir(parents=True, exist_ok=True)
+    times = seconds_in_turn([model, small], inputs, seconds)
+    ratios = [a / b for a, b in zip(*times, strict=True)]
+    costs = [forward_cost(network, {}, inputs) for network in (model, small)]
+    report = {
+        "largest_output": float(expected.abs().max()),
+        "largest_deviation": deviation,
+        "parameters": [cost.parameters_dense for cost in costs],
+        "forward_flops": [cost.forward_flops_dense for cost in costs],
+        "batch_size": batch_size,
+        "forward_s": [statistics.median(taken) for taken in times],
+        "speed_up": statistics.median(ratios),
+        "speed_up_quartiles": statistics.quantiles(ratios, n=4)[::2],
+        "timed_pairs": len(ratios),
+        "model_bytes": (run_dir / MODEL_FILE).stat().st_size,
+        "sparse_bytes": pai.save_sparse(model, out / "sparse.safetensors"),
+        "exported_deviation": export(small, inputs, out / "compact.pt2"),
+    }
+    write_bytes_atomically(out / "report.json", (json.dumps(report, indent=2) + "\n").encode())
+    return report
+
+
+def describe(report: dict[str, Any]) -> str:
+    """Return the report as text."""
+    (before, after), (flops, fewer) = report["parameters"], report["forward_flops"]
+    low, high = report["speed_up_quartiles"]
+    return "\n".join(
+        (
+            f"outputs     differ by at most {report['largest_deviation']:.1e}; the largest is "
+            f"{report['largest_output']:.3g}",
+            f"parameters  {before:,} -> {after:,} ({after / before:.1%})",
+            f"MFLOPs      {flops / 1e6:,.2f} -> {fewer / 1e6:,.2f} per image ({fewer / flops:.1%})",
+            f"speed-up    {report['speed_up']:.2f} (quartiles {low:.2f} to {high:.2f}, "
+            f"{report['timed_pairs']} pairs of forward passes of {report['batch_size']} images)",
+            f"bytes       {report['model_bytes']:,} -> {report['sparse_bytes']:,} without zeros",
+            f"exported    outputs differ by at most {report['exported_deviation']:.1e}",
+        )
+    )
+
+
+def main() -> None:
+    """Parse the command line, compact and print; exit 1 with one line if it cannot be done."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("run_dir", type=Path, help="directory of a completed run")
+    parser.add_argument("--out", type=Path, help="default: RUN_DIR/compact")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--seconds", type=float, default=5.0, help="how long to time")
+    arguments = parser.parse_args()
+    run_dir = arguments.run_dir
+    try:
+        report = examine(
+            run_dir, arguments.out or run_dir / "compact", arguments.batch_size, arguments.seconds
+        )
+    except (ConfigError, ValueError) as error:
+        sys.exit(f"compact error: {error}")
+    print(describe(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""Compacted networks give the same outputs; sparse files give the same bits."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import CHECKOUT, python, tiny_run
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import pai
+from pai.export.sparse import load_sparse, save_sparse
+from pai.models.resnet import resnet, thin_resnet
+from pai.models.torchvision_resnet import imagenet_resnet
+from pai.models.vgg import vgg
+
+
+class Mixed(nn.Module):
+    """Depthwise, grouped and shared layers, a gate, flattening, two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 6, 3, padding=1)
+        self.depthwise = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.twice = nn.Conv2d(6, 6, 1)
+        self.norm = nn.BatchNorm2d(6)
+        self.gate = nn.Conv2d(6, 8, 1)
+        self.last = nn.Conv2d(6, 8, 3, padding="same", bias=False)
+        self.grouped = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=2)
+        self.hidden, self.head = nn.Linear(128, 9), nn.Linear(9, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.depthwise(self.stem(x)))
+        x = F.relu(self.norm(self.twice(self.twice(x))), inplace=True)
+        gate = torch.sigmoid(self.gate(F.adaptive_avg_pool2d(x, 1)))
+        x = self.grouped(self.last(x) * gate)
+        return self.head(F.relu(self.hidden(torch.flatten(x, 1))))
+
+
+def chain() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+        nn.Conv2d(5, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.GELU(),
+        nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.ReLU(),
+        nn.Linear(6, 3),
+    )  # fmt: skip
+
+
+BUILDERS: list[Callable[[], nn.Module]] = [
+    chain, Mixed,
+    lambda: thin_resnet(num_classes=3, in_channels=2, depth=14, width=4),
+    lambda: resnet(num_classes=3, in_channels=2, depth=50, width=2),
+]  # fmt: skip
+
+
+def pruned(build: Callable[[], nn.Module], density: float, seed: int) -> nn.Module:
+    """A network in float64 with random statistics, shifts and mask."""
+    torch.manual_seed(seed)
+    model = build().double().eval()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                assert module.running_mean is not None and module.running_var is not None
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2)
+                module.weight.normal_()
+                module.bias.normal_()
+    parameters = pai.prunable_parameters(model, include_classifier=True)
+    # unlike densities of units, so that some lose everything
+    mask = {
+        name: torch.rand(p.shape) < density * 2 * torch.rand(len(p), *[1] * (p.ndim - 1)) ** 2
+        for name, p in parameters.items()
+    }
+    pai.apply_mask(model, mask)
+    return model
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(BUILDERS), st.sampled_from([0.01, 0.05, 0.2, 0.6]), st.integers(0, 10**6))
+def test_a_compacted_network_gives_the_same_outputs(
+    build: Callable[[], nn.Module], density: float, seed: int
+) -> None:
+    model = pruned(build, density, seed)
+    inputs = torch.randn(3, 2, 8, 8, dtype=torch.float64)
+    small = pai.compact(model, inputs)
+    with torch.no_grad():
+        assert torch.allclose(model(inputs), small(inputs), rtol=1e-10, atol=1e-10)
+    count = sum(p.numel() for p in model.parameters())
+    assert sum(p.numel() for p in small.parameters()) <= count + 100  # a folded bias is new
+
+
+@pytest.mark.parametrize(
+    ("model", "side"),
+    [
+        (vgg(num_classes=3, in_channels=2, depth=11), 32),
+        (imagenet_resnet(num_classes=3, in_channels=2), 32),
+    ],
+    ids=["vgg11", "torchvision"],
+)
+def test_networks_in_float32(model: nn.Module, side: int) -> None:
+    torch.manual_seed(0)
+    for parameter in pai.prunable_parameters(model).values():
+        parameter.data.mul_(torch.rand(parameter.shape) < 3e-4)
+    inputs = torch.randn(2, 2, side, side)
+    small = pai.compact(model, inputs)
+    with torch.no_grad():
+        assert torch.allclose(model.eval()(inputs), small(inputs), rtol=1e-4, atol=1e-5)
+    sizes = [sum(p.numel() for p in network.parameters()) for network in (model, small)]
+    assert sizes[1] < sizes[0] / 4
+
+
+def test_what_is_removed_in_a_case_done_by_hand() -> None:
+    first, second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 3, 3, padding=1)
+    third = nn.Conv2d(3, 2, 1)
+    model = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
+    with torch.no_grad():
+        first.weight[:2] = 0  # constants: 0 after the ReLU, and 1
+        first.bias[:] = torch.tensor([-1.0, 1.0, 0.5, 0.5])
+        second.weight[:, 3] = 0  # nobody listens to channel 3
+        third.weight[:, 1] = 0
+    small = pai.compact(model, torch.zeros(1, 1, 5, 5))
+    shapes = [tuple(p.shape) for name, p in small.named_parameters() if name.endswith("weight")]
+    assert shapes == [(1, 1, 3, 3), (2, 1, 3, 3), (2, 2, 1, 1)]
+    assert small.get_buffer("2.shift").shape == (1, 2, 5, 5)  # a 1 whose sum is less at borders
+    assert torch.equal(first.bias, torch.tensor([-1.0, 1.0, 0.5, 0.5]))
+
+
+def test_a_network_without_a_path_is_a_constant() -> None:
+    model = pruned(chain, 0.5, 0)
+    with torch.no_grad():
+        model.get_parameter("4.weight").zero_()
+    inputs = torch.randn(4, 2, 8, 8, dtype=torch.float64)
+    small = pai.compact(model, inputs)
+    assert torch.allclose(model(inputs), small(inputs))
+    assert [name for name, _ in small.named_parameters()] == []
+
+
+def test_what_is_not_known_is_named() -> None:
+    class Sorts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sort(1).values
+
+    class Decides(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(ValueError, match=r"compact: sort .* no operation"):
+        pai.compact(Sorts(), torch.zeros(1, 2, 4, 4))
+    with pytest.raises(ValueError, match="cannot trace"):
+        pai.compact(Decides(), torch.zeros(1, 2, 4, 4))
+
+
+@pytest.mark.parametrize("density", [0.01, 0.3, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_sparse_file_gives_the_same_bits(
+    tmp_path: Path, density: float, dtype: torch.dtype
+) -> None:
+    model = pruned(BUILDERS[2], density, 0).to(dtype)
+    with torch.no_grad():
+        model.get_parameter("conv1.weight").view(-1)[:3] = torch.tensor(
+            [-0.0, torch.nan, torch.inf]
+        )
+    size = save_sparse(model, tmp_path / "sparse.safetensors")
+    assert size == (tmp_path / "sparse.safetensors").stat().st_size
+    torch.manual_seed(1)
+    other = BUILDERS[2]().to(dtype)
+    load_sparse(other, tmp_path / "sparse.safetensors")
+    for name, value in model.state_dict().items():
+        found = other.state_dict()[name]
+        assert torch.equal(value.reshape(-1).view(torch.uint8), found.reshape(-1).view(torch.uint8))
+
+
+def test_a_sparse_file_is_small(tmp_path: Path) -> None:
+    model = nn.Linear(1000, 100, bias=False)
+    for kept, most in ((1000, 1000 * 8), (10_000, 100_000 / 8 + 10_000 * 4)):
+        with torch.no_grad():
+            model.weight.zero_().view(-1)[:kept] = 1
+        assert most <= save_sparse(model, tmp_path / "file") < most + 500
+
+
+def test_a_sparse_file_of_another_network_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    save_sparse(nn.Linear(3, 2), path)
+    other = nn.Linear(3, 3)
+    before = other.weight.detach().clone()
+    with pytest.raises(ValueError, match=r"'bias' has shape torch.Size\(\[2\]\) in the file"):
+        load_sparse(other, path)
+    with pytest.raises(ValueError, match="the model has no 'bias'"):
+        load_sparse(nn.Linear(3, 2, bias=False), path)
+    assert torch.equal(other.weight, before)
+    path.write_bytes(b"not a file of ours")
+    with pytest.raises(ValueError, match="is not a safetensors file"):
+        load_sparse(other, path)
+
+
+@pytest.mark.slow
+def test_the_script_compacts_a_run(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    tiny_run(run_dir, "sparsity=0.99", "training.epochs=0")
+    script = str(CHECKOUT / "scripts" / "compact.py")
+    done = python(script, str(run_dir), "--seconds", "0", "--batch-size", "8", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((run_dir / "compact" / "report.json").read_text())
+    assert report["parameters"][1] < report["parameters"][0]
+    assert report["exported_deviation"] < 1e-5
+    assert "speed-up" in done.stdout
+    missing = python(script, str(tmp_path), cwd=tmp_path)
+    assert missing.returncode == 1 and "holds no completed run" in missing.stderr
