@@ -239,14 +239,14 @@ def test_the_record_says_what_was_spent(whole: Path) -> None:
 
 def test_a_weight_that_a_round_removed_never_returns(tmp_path: Path) -> None:
     masks: list[Any] = []
-    real = pai.runner._find_mask
+    real = pai.runner.score_and_select
 
-    def note(*arguments: Any) -> Any:
-        masks.append(real(*arguments))
+    def note(*arguments: Any, **options: Any) -> Any:
+        masks.append(real(*arguments, **options))
         return masks[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pai.runner, "_find_mask", note)
+        patch.setattr(pai.runner, "score_and_select", note)
         tiny_run(
             tmp_path, "baseline=lottery_ticket", "baseline.rounds=3", "scorer=random",
             "scope=erk", "training.epochs=0", "baseline.epochs=1",

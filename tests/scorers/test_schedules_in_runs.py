@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import config, plan, record_in, tiny_run
 
-from pai.runner import _scoring_samples
+from pai.scoring import scoring_samples
 
 
 def test_force_runs_with_its_own_schedule_and_says_so(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_the_first_round_sees_the_samples_of_a_one_shot_run(tmp_path: Path) -> N
 
 def test_each_round_draws_samples_of_its_own_from_the_seed() -> None:
     data, scoring = plan().dataset.load(), config()["scoring"]
-    draw, other = _scoring_samples(data, scoring, 0), _scoring_samples(data, scoring, 1)
+    draw, other = scoring_samples(data, scoring, 0), scoring_samples(data, scoring, 1)
     orders = [tuple(draw(number).order.tolist()) for number in (0, 1, 2, 3)]
     orders += [tuple(other(number).order.tolist()) for number in (0, 1)]
     assert len(set(orders)) == 6
