@@ -18,12 +18,14 @@ TREES = {name: ast.parse(path.read_text()) for name, path in zip(NAMES, FILES, s
 LAYERS = (
     {"parallel", "distributed"},
     {"memory"},
-    {"errors", "cache", "naming", "paths", "records", "seeding", "environment", "models",
+    {"errors", "cache", "locks", "naming", "paths", "records", "seeding", "environment", "models",
      "saliency", "prunable", "state", "objective", "warmup", "tracking", "clock"},
-    {"components", "data", "curvature", "reports", "flops"},
-    {"schema", "library", "scorers", "masking", "training"},
+    {"components", "data", "curvature", "reports", "flops", "gpus"},
+    {"schema", "library", "scorers", "masking", "training", "launchers"},
     {"compose", "plan", "output", "cache_command"},
     {"runner"},
+    {"job"},
+    {"sweep"},
     {"cli"},
     {"__init__", "__main__"},
 )  # fmt: skip
@@ -110,7 +112,7 @@ def test_records_need_the_standard_library_only() -> None:
 @pytest.mark.parametrize(
     ("packages", "users"),
     [
-        ({"hydra", "omegaconf"}, {"cli", "compose", "library"}),
+        ({"hydra", "omegaconf"}, {"cli", "compose", "job", "library", "sweep"}),
         ({"pydantic"}, {"components", "schema"}),
         ({"wandb"}, {"tracking"}),
         ({"PIL", "sklearn"}, {"data"}),
