@@ -17,6 +17,7 @@ from pai.paths import config_folder
 
 if TYPE_CHECKING:
     from pai.compose import Job
+    from pai.plan import Plan
 
 _STARTED = datetime.datetime.now()
 
@@ -44,7 +45,7 @@ def _command(argv: list[str]) -> int:
             if is_main():
                 _answer(arguments)
             return 0
-        jobs = _checked_jobs(arguments)
+        jobs, plans = _checked_jobs(arguments)
     except ConfigError as error:
         if is_main():
             print(f"config error: {_one_line(error)}", file=sys.stderr)
@@ -52,6 +53,12 @@ def _command(argv: list[str]) -> int:
     except RunError as error:  # a damaged file seen while checking; nothing has started
         print(f"run error: {_one_line(error)}", file=sys.stderr)
         return 1
+    if arguments.dry_run:
+        if is_main():
+            from pai.dry_run import describe
+
+            print(describe(jobs, plans))
+        return 0
     if not is_main():
         return _help()
     if launched() > 1:  # torchrun would end this process before it can say how the run failed
@@ -87,6 +94,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
             raise ConfigError(f"command line: {message}; see pai --help")
 
     parser = get_args_parser()
+    parser.add_argument("--dry-run", action="store_true")
     parser.__class__ = Parser
     arguments = parser.parse_intermixed_args(argv)
     if arguments.experimental_rerun is not None:
@@ -115,7 +123,7 @@ def _answer(arguments: argparse.Namespace) -> None:
         raise ConfigError(str(error).splitlines()[0]) from error
 
 
-def _checked_jobs(arguments: argparse.Namespace) -> "list[Job]":
+def _checked_jobs(arguments: argparse.Namespace) -> "tuple[list[Job], list[Plan]]":
     """Compose and validate every job."""
     from pai.compose import compose_jobs
     from pai.launchers import check_launcher
@@ -125,11 +133,12 @@ def _checked_jobs(arguments: argparse.Namespace) -> "list[Job]":
     jobs = compose_jobs(arguments)
     if arguments.multirun:
         check_launcher(jobs[0].launcher)
+    plans = []
     for job in jobs:
-        prepare(job.config)
+        plans.append(prepare(job.config))
         if is_main():
             check_run_directory(job.run_dir, job.config)
-    return jobs
+    return jobs, plans
 
 
 def _hydra() -> None:

@@ -4,6 +4,7 @@ import argparse
 import functools
 import itertools
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pai.errors import ConfigError, first_line, nearest
 from pai.paths import config_folder
 from pai.schema import GROUPS
+
+SCHEMA_WARNING = r"\s*'hydra/launcher/"
+"""Hydra's, about files in ``conf/hydra/launcher`` that are named like those of its plugins."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,9 @@ def opened(arguments: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
     if not folder.is_dir():
         raise ConfigError(f"--config-path: {arguments.config_path} is not a folder")
     with initialize_config_dir(str(folder), version_base="1.3", job_name="pai"):
-        yield name, overrides
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=SCHEMA_WARNING)
+            yield name, overrides
 
 
 def compose_jobs(arguments: argparse.Namespace) -> list[Job]:
@@ -106,9 +112,7 @@ def compose_jobs(arguments: argparse.Namespace) -> list[Job]:
 
 
 class _Composer:
-    """Composes the jobs of a sweep; a job that differs from the one before it in numbers only
-    is made from it by setting them, a tenth of the work.
-    """  # fmt: skip
+    """Composes the jobs of a sweep: one that differs only in numbers, quickly."""
 
     def __init__(self, name: str) -> None:
         self._name = name

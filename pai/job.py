@@ -3,11 +3,13 @@
 import contextlib
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pai.compose import SCHEMA_WARNING
 from pai.distributed import broadcast_object, launched
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
     from pai.tracking.base import RunLabels
 
+_TAGS = ("dataset", "model", "scorer", "warmup")
 _log = logging.getLogger("pai")
 
 
@@ -28,6 +31,11 @@ class Task:
 
     folder: str = field(default_factory=os.getcwd)
     failure: list[BaseException] = field(default_factory=list)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Prepare the process that a launcher has sent the task to."""
+        self.__dict__.update(state)
+        warnings.filterwarnings("ignore", message=SCHEMA_WARNING)
 
     def __call__(self, config: "DictConfig") -> float | None:
         """Run the job in the directory that Hydra has made for it."""
@@ -67,11 +75,13 @@ def _run(
     from pai.runner import run
 
     use_own_threads()
-    with alone_in(run_dir, lambda: _log.info("another process works in %s; waiting", run_dir)):
-        with _own_device(config, multirun=multirun):
-            plan = prepare(config)
-            broadcast_object(config)
-            return run(plan, run_dir, labels)
+    with (
+        alone_in(run_dir, lambda: _log.info("another process works in %s; waiting", run_dir)),
+        _own_device(config, multirun=multirun),
+    ):
+        plan = prepare(config)
+        broadcast_object(config)
+        return run(plan, run_dir, labels)
 
 
 @contextlib.contextmanager
@@ -102,13 +112,14 @@ def _labels(hydra: Any, config: dict[str, Any], *, multirun: bool) -> "RunLabels
         for group, choice in hydra.runtime.choices.items()
         if not str(group).startswith("hydra")
     }
+    scorer = choices.get("scorer", "own")  # not there if the node itself was given
     sweep = Path(hydra.sweep.dir).name if multirun else None
     return RunLabels(
         name=hydra.job.override_dirname or "default",
-        title=run_name(choices["scorer"], config["sparsity"], config["seed"],
+        title=run_name(scorer, config["sparsity"], config["seed"],
                        list(hydra.overrides.task)),
         group=choices.get("experiment") or sweep,
-        job_type=choices["scorer"],
+        job_type=scorer,
         choices=choices,
-        tags=tuple(choices[group] for group in ("dataset", "model", "scorer", "warmup")),
+        tags=tuple(choices[key] for key in _TAGS if key in choices),
     )  # fmt: skip
