@@ -65,10 +65,12 @@ def opened(arguments: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
     name = arguments.config_name or "config"
     if not folder.is_dir():
         raise ConfigError(f"--config-path: {arguments.config_path} is not a folder")
-    with initialize_config_dir(str(folder), version_base="1.3", job_name="pai"):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=SCHEMA_WARNING)
-            yield name, overrides
+    with (
+        initialize_config_dir(str(folder), version_base="1.3", job_name="pai"),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", message=SCHEMA_WARNING)
+        yield name, overrides
 
 
 def compose_jobs(arguments: argparse.Namespace) -> list[Job]:

@@ -1,9 +1,9 @@
 """What runs will cost, told before they are run: FLOPs counted, hours estimated.
 
-Training costs ``epochs * images * 3 * forward``, a backward pass being two forward passes; ``images``
-is the smallest class times the number of classes, exact for balanced data. Scoring costs as many
-forward passes as the scorer makes on a small network, where it is run on one and on two samples; so
-it is counted for any scorer, but for a network of another kind it is only about right.
+Training costs ``epochs * images * 3 * forward``, a backward pass being two forward passes;
+``images`` is the smallest class times the number of classes, exact for balanced data. Scoring costs
+as many forward passes as the scorer makes on a small network, where it is run on one and on two
+samples; so it is counted for any scorer, but for a network of another kind it is only about right.
 """
 
 import json

@@ -114,7 +114,12 @@ class WandbTracker:
 
 
 def _run_id(run_dir: Path) -> str:
-    """Return the id of the W&B run of this directory, which is made once."""
+    """Return the id of the W&B run of this directory, which is made once.
+
+    Under ``wandb agent`` W&B chooses it.
+    """
+    if chosen := os.environ.get("WANDB_RUN_ID"):
+        return chosen
     path = run_dir / "wandb" / "run_id"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
