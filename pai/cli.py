@@ -144,7 +144,12 @@ def _checked_jobs(arguments: argparse.Namespace) -> "tuple[list[Job], list[Plan]
 def _hydra() -> None:
     import hydra
 
-    hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(print)()
+    folder = str(config_folder())
+    hydra.main(version_base="1.3", config_path=folder, config_name="config")(_no_job)()
+
+
+def _no_job(config: object) -> None:
+    """Stand in for a job where Hydra only answers a question."""
 
 
 def _help() -> int:
