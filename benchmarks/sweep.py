@@ -53,7 +53,7 @@ def main() -> None:
             work[logger].append(statistics.median(inside))
     print("| logger | sweep of one job, s | further job, s | its own work, s | beyond it, s |")
     print("|---|---|---|---|---|")
-    for logger in sorted(whole):
+    for logger in ("none", "wandb"):
         one, more, own = (statistics.median(found[logger]) for found in (start, whole, work))
         print(f"| `{logger}` | {one:.1f} | {more:.2f} | {own:.2f} | {more - own:.2f} |")
     ratio = statistics.median(a / b for a, b in zip(whole["wandb"], whole["none"], strict=True))

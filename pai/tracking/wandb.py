@@ -97,6 +97,8 @@ class WandbTracker:
                 return init("online")
             except CommError as error:
                 _log.warning("W&B does not answer (%s): going on offline", error)
+                wandb.teardown()  # else the id is still taken by the run that did not start
+                _silent_wandb()
                 return init("offline")
 
     def _mode(self) -> Literal["online", "offline", "disabled"]:
