@@ -28,7 +28,7 @@ test: $(STAMP)  ## Run linters, type checker and all tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: $(STAMP)  ## Run the tests that take less than about ten seconds each
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not faults"
 
 lint: $(STAMP)  ## Check style, docstrings and types
 	$(BIN)/ruff check .

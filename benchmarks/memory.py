@@ -1,6 +1,6 @@
 """Peak memory of scoring, against that of a plain backward pass over the same samples.
 
-    python benchmarks/memory.py [--network resnet18] [--samples 100] [--methods snip,grasp]
+    python benchmarks/memory.py [--network resnet18] [--samples 100] [--methods snip grasp]
 
 Every number comes from a process of its own, after one sample has been scored in it. On a CPU it
 is the growth of the process's resident memory at its peak (Linux), on a GPU that of the memory
@@ -11,7 +11,8 @@ allocated for tensors. A plain pass is ``loss.backward()`` in eval mode. Columns
 - to plain: weights plus growth, over the same of the plain pass;
 - copies: what a further sample takes, in units of ``pai.memory.activation_bytes`` for one sample,
   from the bracketed growth for all samples and for half of them; in brackets, without them;
-- in the budget: growth, and how many samples were scored at once, with ``pai.memory_budget(gib)``.
+- in the budget: growth, and how many samples were scored at once, when ``--many`` samples are
+  scored with ``pai.memory_budget(gib)``.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -167,21 +169,45 @@ def measure(
     return result
 
 
-def row(network: str, method: str, samples: int, gib: float, device: str) -> dict[str, float]:
+@dataclass(frozen=True)
+class Line:
+    """What was measured of one method, in bytes except where it says otherwise."""
+
+    resident: int
+    tensors: int
+    copies: float  # of the activations of one sample, for each sample
+    rest: float
+    in_budget: int
+    at_once: int  # samples
+    per_sample: int
+    weights: int
+
+    def cells(self, plain: "Line") -> list[str]:
+        """Return the table's cells."""
+        resident = (self.resident + self.weights) / (plain.resident + self.weights)
+        tensors = (self.tensors + self.weights) / (plain.tensors + self.weights)
+        return [
+            f"{self.resident / MIB:.0f} ({self.tensors / MIB:.0f})",
+            f"{resident:.2f} ({tensors:.2f})",
+            f"{self.copies:.2f} ({self.rest / MIB:.0f} MiB)",
+            f"{self.in_budget / MIB:.0f} in pieces of {self.at_once}",
+        ]
+
+
+def line(network: str, method: str, samples: int, many: int, gib: float, device: str) -> Line:
     """Measure one method in all ways."""
     everything = 2.0**20  # a budget that never splits
     run = partial(measure, network, method, device=device)
     resident = run(samples, everything, own_mappings=False)
     whole = run(samples, everything, own_mappings=True)
     half = run(samples // 2, everything, own_mappings=True)
+    budget = run(many, gib, own_mappings=False) if method != "plain" else resident
     slope = (whole["growth"] - half["growth"]) / (samples - samples // 2)
-    budget = run(samples, gib, own_mappings=False) if method != "plain" else resident
-    return {
-        "resident": resident["growth"], "tensors": whole["growth"], "weights": whole["weights"],
-        "copies": slope / whole["per_sample"], "rest": whole["growth"] - samples * slope,
-        "in_budget": budget["growth"], "at_once": budget["samples_at_once"],
-        "per_sample": whole["per_sample"],
-    }  # fmt: skip
+    return Line(
+        resident["growth"], whole["growth"], slope / whole["per_sample"],
+        whole["growth"] - samples * slope, budget["growth"], budget["samples_at_once"],
+        whole["per_sample"], whole["weights"],
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -189,35 +215,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--network", default="resnet18", choices=NETWORKS)
     parser.add_argument("--samples", type=int, default=100)
-    parser.add_argument("--methods", default=",".join(methods()), help="of the list, with commas")
+    parser.add_argument("--many", type=int, help="samples for the last column, default the same")
+    parser.add_argument("--methods", nargs="+", default=list(methods()), choices=methods())
     parser.add_argument("--gib", type=float, default=CPU_GIB, help="memory budget in GiB")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
-    chosen = arguments.methods.split(",")
-    common = (arguments.samples, arguments.gib, arguments.device)
-    base: dict[str, float] = {}
-    for method in ["plain", *(name for name in chosen if name != "plain")]:
-        found = row(arguments.network, method, *common)
-        if not base:
-            base = found
-            print(
-                f"{arguments.network}, {arguments.samples} samples, {arguments.device}, torch "
-                f"{torch.__version__}; weights {found['weights'] / MIB:.0f} MiB, activations "
-                f"{found['per_sample'] / MIB:.1f} MiB per sample\n\n"
-                f"| method | at once, MiB | to plain | copies | in {arguments.gib:g} GiB, MiB |\n"
-                "|---|---|---|---|---|"
-            )
-        ratios = [
-            (found[key] + found["weights"]) / (base[key] + base["weights"])
-            for key in ("resident", "tensors")
-        ]
-        print(
-            f"| {method} | {found['resident'] / MIB:.0f} ({found['tensors'] / MIB:.0f}) "
-            f"| {ratios[0]:.2f} ({ratios[1]:.2f}) "
-            f"| {found['copies']:.2f} ({found['rest'] / MIB:.0f} MiB) "
-            f"| {found['in_budget'] / MIB:.0f} at {found['at_once']:.0f} samples |",
-            flush=True,
-        )
+    many = arguments.many or arguments.samples
+    network, common = arguments.network, (many, arguments.gib, arguments.device)
+    plain = line(network, "plain", arguments.samples, *common)
+    print(
+        f"{network}, {arguments.samples} samples, {arguments.device}, torch {torch.__version__}; "
+        f"weights {plain.weights / MIB:.0f} MiB, activations {plain.per_sample / MIB:.1f} MiB per "
+        f"sample\n\n| method | at once, MiB | to plain | copies | {many} samples in "
+        f"{arguments.gib:g} GiB, MiB |\n|---|---|---|---|---|"
+    )
+    print(f"| plain | {' | '.join(plain.cells(plain)[:-1])} | |", flush=True)
+    for method in arguments.methods:
+        if method != "plain":
+            found = line(network, method, arguments.samples, *common)
+            print(f"| {method} | {' | '.join(found.cells(plain))} |", flush=True)
 
 
 if __name__ == "__main__":

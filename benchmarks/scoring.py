@@ -90,7 +90,7 @@ def truth(model: nn.Module, batches: Any, matrix: Matrix, temperature: float) ->
 
 def relative_error(found: Named, exact: Named) -> float:
     """Return ``||found - exact|| / ||exact||`` over all prunable weights."""
-    gap = sum(float((found[name].double() - exact[name]).square().sum()) for name in exact)
+    gap = sum(float((found[n].detach().double() - exact[n]).square().sum()) for n in exact)
     norm = sum(float(value.square().sum()) for value in exact.values())
     return (gap / norm) ** 0.5
 
@@ -163,7 +163,7 @@ def measure(
             line.errors.append(relative_error(found, exact[row.matrix, row.temperature]))
             line.errors_to_ggn.append(relative_error(found, exact["gauss_newton", row.temperature]))
             line.bytes.append(grown)
-            print(f"  {row.name}: {spent:.1f} s, {line.ratios[-1]:.2f} G", file=sys.stderr)
+            print(f"  {row.name}: {spent:.1f} s, {', '.join(line.cells())}", file=sys.stderr)
             before = after
             units.append(after)
     return statistics.median(units), int(statistics.median(sizes)), lines

@@ -63,6 +63,8 @@ def _command(argv: list[str]) -> int:
         return _help()
     if launched() > 1:  # torchrun would end this process before it can say how the run failed
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    else:
+        _stop_on(signal.SIGTERM, signal.SIGUSR2)
     if arguments.multirun:
         from pai.sweep import run_sweep
 
@@ -72,6 +74,18 @@ def _command(argv: list[str]) -> int:
     if code == 0:
         broadcast_object(None)
     return code
+
+
+def _stop_on(*signals: signal.Signals) -> None:
+    """Let these signals (the end of a job's time, preemption) end the run like Ctrl-C, once."""
+
+    def stop(number: int, frame: object) -> None:
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)  # what is left is writing the record
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    for each in signals:
+        signal.signal(each, stop)
 
 
 def register_resolvers() -> None:

@@ -9,7 +9,6 @@ signature, so that a new component needs no schema of its own. The format is Hyd
 import functools
 import importlib
 import inspect
-import os
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,9 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from pai.errors import ConfigError, nearest
-
-TRUST_VARIABLE = "PAI_TRUSTED_PACKAGES"
-"""Environment variable: further packages, comma-separated, that ``_target_`` may name."""
+from pai.trust import TRUST_VARIABLE, is_trusted, trusted_packages
 
 STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 _MARKERS = ("_target_", "_partial_")
@@ -115,9 +112,8 @@ def locate(key: str, path: Any) -> Callable[..., Any]:
     Raises:
         ConfigError: not trusted, or not there.
     """
-    named = (package.strip() for package in os.environ.get(TRUST_VARIABLE, "").split(","))
-    trusted = {"pai", *filter(None, named)}
-    if not isinstance(path, str) or path.split(".")[0] not in trusted:
+    trusted = trusted_packages()
+    if not isinstance(path, str) or not is_trusted(path):
         raise ConfigError(
             f"{key}: {path!r} is not in a trusted package ({', '.join(sorted(trusted))}); "
             f"to trust another, name it in the environment variable {TRUST_VARIABLE}"

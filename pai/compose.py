@@ -3,6 +3,8 @@
 import argparse
 import functools
 import itertools
+import json
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pai.errors import ConfigError, first_line, nearest
 from pai.paths import config_folder
 from pai.schema import GROUPS
+from pai.trust import hydra_faults
 
 SCHEMA_WARNING = r"\s*'hydra/launcher/"
 """Hydra's, about files in ``conf/hydra/launcher`` that are named like those of its plugins."""
@@ -88,6 +91,7 @@ def compose_jobs(arguments: argparse.Namespace) -> list[Job]:
         _check_choices(parsed)
         fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
         composed = _compose(name, fixed)
+        _check_hydra(composed)
         base = composed.hydra
         arguments.multirun = arguments.multirun or base.mode == RunMode.MULTIRUN
         _check_sweeps(parsed, multirun=arguments.multirun)
@@ -208,6 +212,7 @@ def _compose(name: str, overrides: list[str]) -> DictConfig:
 
 
 def _job(composed: DictConfig, name: str, overrides: list[str], *, multirun: bool) -> Job:
+    _check_hydra(composed)
     try:
         sweep_dir = Path(composed.hydra.sweep.dir)
         if multirun:
@@ -220,8 +225,22 @@ def _job(composed: DictConfig, name: str, overrides: list[str], *, multirun: boo
         )
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(_explain(error, name, overrides)) from error
+    key = os.environ.get("WANDB_API_KEY")
+    if key and key in json.dumps(resolved, default=str):
+        raise ConfigError(
+            "the configuration contains the value of WANDB_API_KEY, which would stand in records "
+            "and logs; leave it in the environment, W&B finds it there"
+        )
     launcher = str(composed.hydra.runtime.choices.get("hydra/launcher"))
     return Job(resolved, run_dir, sweep_dir, tuple(overrides), launcher)
+
+
+def _check_hydra(composed: DictConfig) -> None:
+    """Refuse what would make Hydra run code that nobody trusts, before Hydra sees it."""
+    node: Any = OmegaConf.to_container(composed.hydra, resolve=False)
+    faults = hydra_faults(node)
+    if faults:
+        raise ConfigError("; ".join(faults))
 
 
 def _explain(error: Exception, name: str, overrides: list[str]) -> str:
@@ -256,7 +275,10 @@ def _explain(error: Exception, name: str, overrides: list[str]) -> str:
 def _siblings(key: str, name: str, overrides: list[str]) -> list[str]:
     """Return the keys that exist beside ``key``, given the group choices of the command line."""
     choices = [text for text in overrides if text.split("=")[0].lstrip("+") in GROUPS]
-    node: Any = compose(name, overrides=choices)
+    try:
+        node: Any = compose(name, overrides=choices)
+    except HydraException:  # a choice is at fault itself
+        return []
     for part in key.split(".")[:-1]:
         node = node.get(part) if isinstance(node, DictConfig) else None
     found = list(node) if isinstance(node, DictConfig) else []

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 from pai.compose import Job
 from pai.estimate import Estimator, JobCost, measured_speed, recorded_speed
-from pai.locks import someone_in
 from pai.plan import Plan
-from pai.records import read_record
+from pai.records import is_held, read_record
 
 _STATUS = {"completed": "done", "failed": "failed"}
 
@@ -22,7 +21,7 @@ def describe(jobs: Sequence[Job], plans: Sequence[Plan]) -> str:
     lines, todo, score, train, computed = [], 0, 0.0, 0.0, 0
     for job, cost, record in zip(jobs, costs, records, strict=True):
         state = "missing" if record is None else _STATUS.get(record["status"], "interrupted")
-        if state == "interrupted" and someone_in(job.run_dir):
+        if state == "interrupted" and is_held(job.run_dir):
             state = "running"
         here = _unshared(cost, known)
         if state != "done":

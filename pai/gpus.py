@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from pai.errors import ConfigError
-from pai.locks import take
 
 JOBS_PER_GPU = "PAI_JOBS_PER_GPU"
 """Environment variable: how many jobs of sweeps may share a GPU (1)."""
@@ -76,7 +77,7 @@ def a_gpu(
     waited = False
     while True:
         for number, name in places:
-            lock = take(folder / name)
+            lock = _take(folder / name)
             if lock is not None:
                 token = _own.set(number)
                 try:
@@ -89,3 +90,19 @@ def a_gpu(
             on_wait()
             waited = True
         time.sleep(_POLL_S)
+
+
+def _take(path: Path) -> FileLock | None:
+    """Return the lock at ``path``, held, or ``None`` if another process (or thread) holds it.
+
+    Raises:
+        OSError: the folder cannot be written.
+        NotImplementedError: the file system has no locks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return None
+    return lock

@@ -70,15 +70,11 @@ def _run(
     config: dict[str, Any], run_dir: Path, labels: "RunLabels", multirun: bool
 ) -> dict[str, Any]:
     from pai.launchers import use_own_threads
-    from pai.locks import alone_in
     from pai.plan import prepare
     from pai.runner import run
 
     use_own_threads()
-    with (
-        alone_in(run_dir, lambda: _log.info("another process works in %s; waiting", run_dir)),
-        _own_device(config, multirun=multirun),
-    ):
+    with _own_device(config, multirun=multirun):
         plan = prepare(config)
         broadcast_object(config)
         return run(plan, run_dir, labels)

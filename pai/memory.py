@@ -4,17 +4,34 @@ The size follows from the model and the budget alone, not from what happens to b
 run repeated on a busier machine rounds the same way.
 """
 
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from pai.parallel import shares
+from pai.errors import RunError
+from pai.parallel import processes, shares
+
+T = TypeVar("T")
 
 CPU_GIB, GPU_GIB = 1.0, 8.0  # on a CPU more is not faster: fresh memory has to be mapped
 _budget_gib: ContextVar[float | None] = ContextVar("memory budget of scoring", default=None)
+
+
+@dataclass
+class _Size:
+    """Samples at once: the most there may be, the most there were."""
+
+    limit: int | None = None
+    largest: int = 0
+
+
+_size: ContextVar[_Size | None] = ContextVar("size of pieces", default=None)
 
 
 @contextmanager
@@ -36,6 +53,55 @@ def memory_budget(gib: float | None) -> Iterator[None]:
         _budget_gib.reset(token)
 
 
+def within_memory(
+    compute: Callable[[], T], model: nn.Module, generator: torch.Generator | None
+) -> T:
+    """Return ``compute()``; where memory runs out, start over with half as many samples at once.
+
+    ``compute`` must begin anew each time. Pieces change no score beyond rounding, and ``generator``
+    is set back, so the result is that of a machine with more memory. Each retry is announced by a
+    warning.
+
+    Raises:
+        RunError: memory does not suffice for a single sample.
+    """
+    state = None if generator is None else generator.get_state()
+    limit = None
+    while True:
+        size = _Size(limit)
+        token = _size.set(size)
+        try:
+            return compute()
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if processes() > 1:  # the others are in the middle of their share
+                raise RunError(f"{_OUT}; scoring.memory_gib makes pieces smaller") from error
+            if size.largest <= 1:
+                raise RunError(f"{_OUT} even with one sample at a time") from error
+        finally:
+            _size.reset(token)
+        limit = size.largest // 2
+        warnings.warn(
+            f"{_OUT} with {size.largest} samples at once; starting over with {limit} "
+            f"(scoring.memory_gib makes pieces smaller)", stacklevel=2,
+        )  # fmt: skip
+        if any(p.is_cuda for p in model.parameters()):
+            torch.cuda.empty_cache()
+        if generator is not None and state is not None:
+            generator.set_state(state)
+
+
+_OUT = "scoring ran out of memory"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether ``error`` is an allocation that failed; on a CPU torch has no class for it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        "DefaultCPUAllocator" in str(error)
+    )
+
+
 def chunks(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, copies: float
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -52,7 +118,11 @@ def chunks(
 def samples_at_once(model: nn.Module, inputs: Tensor, copies: float) -> int:
     """Return how many samples like ``inputs[0]`` fit into the budget, at least one."""
     gib = _budget_gib.get() or (CPU_GIB if inputs.device.type == "cpu" else GPU_GIB)
-    return max(1, int(gib * 2**30 / (copies * activation_bytes(model, inputs[:1]))))
+    fitting = max(1, int(gib * 2**30 / (copies * activation_bytes(model, inputs[:1]))))
+    if (size := _size.get()) is not None:
+        fitting = min(fitting, size.limit or fitting)
+        size.largest = max(size.largest, min(fitting, len(inputs)))
+    return fitting
 
 
 def activation_bytes(model: nn.Module, inputs: Tensor) -> int:

@@ -1,12 +1,63 @@
 """``record.json``: everything a run knows about itself, written by rename so it is never torn."""
 
+import errno
+import fcntl
 import json
 import os
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 FILE_NAME = "record.json"
+_PATIENCE_S = 10.0  # workers of a killed run notice its end within five seconds
+
+
+class FolderInUseError(Exception):
+    """Another process holds the folder."""
+
+
+@contextmanager
+def alone_in(folder: Path, patience_s: float = _PATIENCE_S) -> Iterator[None]:
+    """Hold ``folder`` for this process inside the block; the end of the process frees it too.
+
+    Nothing is written: the folder itself is locked. A file system that cannot lock folders is
+    taken as it is.
+
+    Raises:
+        FolderInUseError: another process holds it, even after ``patience_s`` seconds.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise FolderInUseError(folder) from error
+                time.sleep(0.1)
+            except OSError as error:
+                if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+                break
+        yield
+    finally:
+        os.close(handle)
+
+
+def is_held(folder: Path) -> bool:
+    """Return whether a process holds ``folder`` by :func:`alone_in`."""
+    try:
+        with alone_in(folder, patience_s=0):
+            return False
+    except FolderInUseError:
+        return True
+    except FileNotFoundError:
+        return False
 
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:

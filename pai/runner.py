@@ -22,7 +22,7 @@ from pai.output import CHECKPOINT_FILE, NoOutput, Output
 from pai.parallel import processes
 from pai.plan import Plan
 from pai.prunable import prunable_parameters
-from pai.records import read_record, remove_partial_writes, write_record
+from pai.records import FolderInUseError, alone_in, read_record, remove_partial_writes, write_record
 from pai.scorers.memo import remembering
 from pai.seeding import generator, global_seed
 from pai.tracking.base import RunLabels
@@ -38,10 +38,22 @@ def run(plan: Plan, run_dir: Path, labels: RunLabels) -> dict[str, Any]:
         The record; the stored one, unchanged, if the run was complete already.
 
     Raises:
-        ConfigError: the directory holds a run with another configuration.
+        ConfigError: the directory holds a run with another configuration, or another process is at
+            work there.
         Exception: whatever made the work fail, after the record says so.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with alone_in(run_dir):
+            return _run(plan, run_dir, labels)
+    except FolderInUseError as error:
+        raise ConfigError(
+            f"hydra.run.dir: another process is running in {run_dir}; wait for it, or choose "
+            f"another directory"
+        ) from error
+
+
+def _run(plan: Plan, run_dir: Path, labels: RunLabels) -> dict[str, Any]:
     earlier = check_run_directory(run_dir, plan.config)
     if earlier is not None:
         remove_partial_writes(run_dir)

@@ -18,8 +18,7 @@ from typing import Any
 from pai.compose import Job, opened
 from pai.errors import ConfigError, first_line
 from pai.job import Task
-from pai.locks import someone_in
-from pai.records import read_record, write_record
+from pai.records import is_held, read_record, write_record
 from pai.reports.sweep import sweep_table
 
 KILLED = "the process of the job was killed, by hand, by the system (memory?) or by its launcher"
@@ -65,7 +64,7 @@ def _launch_all(arguments: argparse.Namespace, jobs: Sequence[Job], reasons: _Re
     broken = False
     while _launch(arguments, waiting, reasons):
         broken = True
-        while any(someone_in(job.run_dir) for job in jobs):  # Ray goes on with the others
+        while any(is_held(job.run_dir) for job in jobs):  # Ray goes on with the others
             time.sleep(_POLL_S)
         untouched = [job for job in waiting if _stamp(job) == before[job.run_dir]]
         if len(untouched) == len(waiting):  # nothing was started: it would be the same again
@@ -175,7 +174,7 @@ def _stamp(job: Job) -> int | None:
 
 def _dead(jobs: Sequence[Job]) -> list[Job]:
     """Return the jobs that were at work when their process ended without a word."""
-    return [j for j in jobs if _status(j) == "running" and not someone_in(j.run_dir)]
+    return [j for j in jobs if _status(j) == "running" and not is_held(j.run_dir)]
 
 
 def _bury(job: Job) -> None:

@@ -16,9 +16,10 @@ NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 TREES = {name: ast.parse(path.read_text()) for name, path in zip(NAMES, FILES, strict=True)}
 # A module or package of pai imports only from lower layers: never upward, never sideways.
 LAYERS = (
+    {"errors"},
     {"parallel", "distributed"},
     {"memory"},
-    {"errors", "cache", "locks", "naming", "paths", "records", "seeding", "environment", "models",
+    {"cache", "trust", "naming", "paths", "records", "seeding", "environment", "models",
      "saliency", "prunable", "state", "objective", "warmup", "tracking", "clock"},
     {"components", "data", "curvature", "reports", "flops", "gpus"},
     {"schema", "library", "scorers", "masking", "training", "launchers"},

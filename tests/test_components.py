@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from pai.components import TRUST_VARIABLE, build, component_faults, locate
+from pai.components import build, component_faults, locate
 from pai.errors import ConfigError
 from pai.training.optimizers import Sgd
 from pai.training.options import Training
+from pai.trust import TRUST_VARIABLE
 
 MODULE = "users_own_parts"
 

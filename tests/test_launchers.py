@@ -11,7 +11,6 @@ import pytest
 from tiny import CHECKOUT, TINY, check, environment, record_in
 
 from pai.errors import ConfigError
-from pai.locks import alone_in
 
 STATES = re.compile(r"^(completed|failed|running|not started) ", re.MULTILINE)
 needs_ray = pytest.mark.skipif(
@@ -126,39 +125,3 @@ def test_a_missing_extra_is_one_line_with_the_command(
 def test_flags_may_stand_between_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     check("model.depth=8", "-m", "seed=0,1")
-
-
-HOLDER = """
-import sys, time
-from pathlib import Path
-from pai.locks import alone_in
-with alone_in(Path("run"), lambda: None):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_a_run_directory_belongs_to_one_process_until_it_dies(tmp_path: Path) -> None:
-    from pai.locks import someone_in
-
-    assert not someone_in(tmp_path / "run")
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER], cwd=tmp_path, env=environment(),
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        assert someone_in(tmp_path / "run")
-        waited = []
-
-        def on_wait() -> None:
-            waited.append(True)
-            process.kill()
-
-        with alone_in(tmp_path / "run", on_wait):
-            assert waited == [True]
-    finally:
-        process.kill()
-        process.wait()
-    assert not someone_in(tmp_path / "run")

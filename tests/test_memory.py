@@ -1,8 +1,12 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import pai
+from pai.errors import RunError
 from pai.memory import activation_bytes, chunks, memory_budget, samples_at_once
 from pai.models.resnet import thin_resnet
 
@@ -62,3 +66,68 @@ def test_scores_do_not_depend_on_the_budget(scorer: str) -> None:
 def test_a_budget_must_be_positive() -> None:
     with pytest.raises(ValueError, match="memory_gib must be positive, got 0"), memory_budget(0):
         pass
+
+
+def limited(most: int, error: Callable[[str], Exception]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the cross-entropy of a machine whose memory holds ``most`` samples."""
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        if len(targets) > most:
+            raise error("DefaultCPUAllocator: can't allocate memory")
+        return F.cross_entropy(outputs, targets)
+
+    return loss
+
+
+@pytest.fixture
+def small() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Counting().double(), [(torch.randn(12, 6).double(), torch.arange(12) % 3)]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError, MemoryError])
+@pytest.mark.parametrize("scorer", ["snip", "grasp", "fts", "hts"])
+def test_scoring_that_runs_out_of_memory_starts_over_in_smaller_pieces(
+    scorer: str, error: type[Exception], small: tuple[nn.Module, list[tuple[Tensor, Tensor]]]
+) -> None:
+    model, batches = small
+    options = {"batch_size": None, "num_probes": 2} if scorer == "hts" else {}
+    score = pai.load_scorer(scorer, **options)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    expected = score(model, batches, generator=torch.Generator().manual_seed(1))
+    with pytest.warns(UserWarning, match="ran out of memory with"):
+        found = score(
+            model, batches, loss_fn=limited(3, error), generator=torch.Generator().manual_seed(1)
+        )
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-14)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_curvature_that_runs_out_of_memory_starts_over(
+    small: tuple[nn.Module, list[tuple[Tensor, Tensor]]],
+) -> None:
+    model, batches = small
+    expected = pai.curvature_diagonal(model, batches, "empirical_fisher")
+    loss = limited(5, torch.OutOfMemoryError)
+    with pytest.warns(UserWarning, match="starting over with"):
+        found = pai.curvature_diagonal(model, batches, "empirical_fisher", loss_fn=loss)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.filterwarnings("ignore:scoring ran out of memory")
+def test_memory_too_small_for_one_sample_is_a_failure_and_other_errors_pass(
+    small: tuple[nn.Module, list[tuple[Tensor, Tensor]]],
+) -> None:
+    model, batches = small
+    with pytest.raises(RunError, match="even with one sample at a time"):
+        pai.load_scorer("snip")(model, batches, loss_fn=limited(0, RuntimeError))
+
+    def broken(outputs: Tensor, targets: Tensor) -> Tensor:
+        raise RuntimeError("a fault of its own")
+
+    with pytest.raises(RuntimeError, match="a fault of its own"):
+        pai.load_scorer("snip")(model, batches, loss_fn=broken)

@@ -7,10 +7,10 @@ import pytest
 from tiny import config
 from torch import nn
 
-from pai.components import TRUST_VARIABLE
 from pai.data.bundle import DataSpec
 from pai.errors import ConfigError
 from pai.plan import Plan, _model_builder, prepare
+from pai.trust import TRUST_VARIABLE
 
 MODULE = "users_own_parts"
 

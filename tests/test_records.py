@@ -1,6 +1,8 @@
 import json
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +10,16 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import environment
 
-from pai.records import FILE_NAME, read_record, write_bytes_atomically, write_record
+from pai.records import (
+    FILE_NAME,
+    FolderInUseError,
+    alone_in,
+    read_record,
+    write_bytes_atomically,
+    write_record,
+)
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -156,3 +166,36 @@ def test_every_truncation_of_a_record_is_noticed(tmp_path: Path) -> None:
         (tmp_path / FILE_NAME).write_bytes(content[:length])
         with pytest.raises(ValueError, match="not a valid record"):
             read_record(tmp_path)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from pai.records import alone_in
+with alone_in(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_is_held_by_one_process_until_it_ends_however_it_ends(tmp_path: Path) -> None:
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], env=environment(), stdout=subprocess.PIPE
+    )
+    with other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(FolderInUseError), alone_in(tmp_path, patience_s=0.2):
+            pass
+        other.kill()
+        with alone_in(tmp_path):
+            assert not list(tmp_path.iterdir())
+    with alone_in(tmp_path, patience_s=0):
+        pass
+
+
+def test_an_error_inside_frees_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), alone_in(tmp_path):
+        raise KeyError
+    with alone_in(tmp_path, patience_s=0):
+        pass

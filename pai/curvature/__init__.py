@@ -1,6 +1,7 @@
 """Diagonals of curvature matrices: one estimator per file, one shape for all of them."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from pai.curvature.ggn import ExactGGN as ExactGGN
 from pai.curvature.hutchinson import Hutchinson as Hutchinson
 from pai.curvature.hutchinson import Matrix as Matrix
 from pai.errors import nearest
+from pai.memory import within_memory
 from pai.objective import Batches, LossFn, Named
 from pai.prunable import prunable_parameters
 from pai.state import scoring_mode
@@ -59,6 +61,7 @@ def curvature_diagonal(
 
     Raises:
         ValueError: an unknown estimator or option, an option out of range, or no batch.
+        RunError: memory does not suffice for a single sample.
 
     Example:
         >>> from torch.nn import Linear, ReLU, Sequential
@@ -73,14 +76,15 @@ def curvature_diagonal(
             f"{nearest(estimator, _ESTIMATORS)}"
         )
     try:
-        estimate = _ESTIMATORS[estimator](temperature=temperature, **options)
+        method = _ESTIMATORS[estimator](temperature=temperature, **options)
     except TypeError as error:
         raise ValueError(f"estimator {estimator}: {error}") from None
     if parameters is None:
         parameters = prunable_parameters(model)
+
+    compute: Callable[[], Estimate] = functools.partial(
+        method, model, batches, parameters,
+        loss_fn=loss_fn, generator=generator, with_gradient=False,
+    )  # fmt: skip
     with scoring_mode(model):
-        result: Estimate = estimate(
-            model, batches, parameters,
-            loss_fn=loss_fn, generator=generator, with_gradient=False,
-        )  # fmt: skip
-    return result.diagonal
+        return within_memory(compute, model, generator).diagonal

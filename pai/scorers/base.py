@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pai.errors import RunError
+from pai.memory import within_memory
 from pai.objective import Batches, LossFn, Named
 from pai.prunable import prunable_parameters
 from pai.scorers.memo import remembered
@@ -45,14 +46,18 @@ class Scorer(ABC):
             parameters: what to score, by name; default :func:`pai.prunable_parameters`.
 
         Raises:
-            RunError: a score is NaN or infinite; the parameter is named.
+            RunError: a score is NaN or infinite; the parameter is named. Or memory does not suffice
+                for a single sample.
             ValueError: ``batches`` is empty or does not fit the method.
         """
         if parameters is None:
             parameters = prunable_parameters(model)
 
+        def score() -> Named:
+            return self.score(model, batches, parameters, loss_fn=loss_fn, generator=generator)
+
         def compute() -> dict[str, Named]:
-            found = self.score(model, batches, parameters, loss_fn=loss_fn, generator=generator)
+            found = within_memory(score, model, generator)
             return {"scores": {name: value.detach() for name, value in found.items()}}
 
         with scoring_mode(model):

@@ -1,0 +1,87 @@
+"""Runs of the command that are disturbed, and what must be left in the end."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tiny import TINY, environment, record_in, untimed
+
+ARGUMENTS = (
+    *TINY, "training.epochs=6", "dataset.crop_padding=1", "training.mixup_alpha=0.2",
+    "warmup=bn_exact", "scorer=fts", "scoring.samples_per_class=40", "hydra.run.dir=run",
+)  # fmt: skip
+FILES = ("mask.safetensors", "model.safetensors")
+Moment = Callable[[Path], object]
+
+
+def start(*arguments: str, cwd: Path, **variables: str) -> subprocess.Popen[str]:
+    """Start ``python -m pai`` and return the process; its output is kept."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pai", *arguments], cwd=cwd, env=environment(**variables), text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str], timeout_s: float = 300) -> tuple[int, str]:
+    """Wait for the process; return its exit code and what it wrote to its standard error."""
+    _, errors = process.communicate(timeout=timeout_s)
+    return process.returncode, errors
+
+
+def disturb(
+    folder: Path, moment: Moment, number: signal.Signals = signal.SIGKILL
+) -> tuple[str, int, str]:
+    """Start the run and send it a signal at ``moment``, which is called as soon as it works.
+
+    Returns:
+        The phase that the run was in (``"ended"`` if it was over), exit code, standard error.
+    """
+    record = folder / "run" / "record.json"
+    before = record.stat().st_mtime_ns if record.exists() else None
+    process = start(*ARGUMENTS, cwd=folder)
+    try:
+        while process.poll() is None and (
+            not record.exists() or record.stat().st_mtime_ns == before
+        ):
+            time.sleep(0.001)
+        moment(folder / "run")
+        over = process.poll() is not None
+        process.send_signal(number)
+        code, errors = finish(process)
+    finally:
+        process.kill()
+    return ("ended" if over else phase(folder / "run")), code, errors
+
+
+def phase(run_dir: Path) -> str:
+    """Return what a run that was stopped had been doing, from what it left."""
+    unfinished = sorted(path.name.split(".")[1] for path in run_dir.glob(".*.tmp"))
+    if unfinished:
+        return f"writing {unfinished[0]}"
+    record = record_in(run_dir)
+    if record["status"] == "completed":
+        return "after the end"
+    if record["mask"] is not None:
+        return "training"
+    return "scoring" if record["warmup"] is not None else "warmup or scoring"
+
+
+def after(draws: random.Random, seconds: float) -> Moment:
+    """Return the moment at a random time within ``seconds``."""
+    return lambda run_dir: time.sleep(draws.uniform(0, seconds))
+
+
+def assert_same_end(run_dir: Path, undisturbed: Path) -> None:
+    """Compare all that a run leaves, times aside, bit for bit."""
+    for name in FILES:
+        assert (run_dir / name).read_bytes() == (undisturbed / name).read_bytes()
+    ours, theirs = record_in(run_dir), record_in(undisturbed)
+    for key in ("status", "error", "metrics", "mask", "cost", "warmup", "data", "config"):
+        assert ours[key] == theirs[key], key
+    assert untimed(ours["history"]) == untimed(theirs["history"])
+    files = [{path.name for path in folder.iterdir()} for folder in (run_dir, undisturbed)]
+    assert files[0] == files[1]
