@@ -53,24 +53,15 @@ def _command(argv: list[str]) -> int:
     except RunError as error:  # a damaged file seen while checking; nothing has started
         print(f"run error: {_one_line(error)}", file=sys.stderr)
         return 1
-    if arguments.dry_run:
-        if is_main():
-            from pai.dry_run import describe
-
-            print(describe(jobs, plans))
-        return 0
     if not is_main():
-        return _help()
+        return 0 if arguments.dry_run else _help()
+    if arguments.dry_run:
+        return _tell(jobs, plans)
     if launched() > 1:  # torchrun would end this process before it can say how the run failed
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:
         _stop_on(signal.SIGTERM, signal.SIGUSR2)
-    if arguments.multirun:
-        from pai.sweep import run_sweep
-
-        code = run_sweep(arguments, jobs)
-    else:
-        code = _single(arguments, jobs[0])
+    code = _sweep(arguments, jobs) if arguments.multirun else _single(arguments, jobs[0])
     if code == 0:
         broadcast_object(None)
     return code
@@ -180,6 +171,19 @@ def _help() -> int:
         print(f"run error: process {rank()}: {_one_line(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _tell(jobs: "list[Job]", plans: "list[Plan]") -> int:
+    from pai.dry_run import describe
+
+    print(describe(jobs, plans))
+    return 0
+
+
+def _sweep(arguments: argparse.Namespace, jobs: "list[Job]") -> int:
+    from pai.sweep import run_sweep
+
+    return run_sweep(arguments, jobs)
 
 
 def _single(arguments: argparse.Namespace, job: "Job") -> int:
