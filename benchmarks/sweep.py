@@ -45,7 +45,7 @@ def main() -> None:
     work: dict[str, list[float]] = {"none": [], "wandb": []}
     start: dict[str, list[float]] = {"none": [], "wandb": []}
     for _ in range(arguments.repeats):
-        for logger in whole:
+        for logger in ("none", "wandb"):
             one, _ = sweep(1, logger)
             many, inside = sweep(arguments.jobs + 1, logger)
             start[logger].append(one)
