@@ -7,6 +7,7 @@ parallel-coordinates view. ``pip install 'pai[dashboard]'`` and ``wandb login`` 
 import argparse
 import os
 import sys
+import warnings
 from typing import Any
 
 AXES = ("scorer", "sparsity", "warmup", "model", "seed", "mask/effective_sparsity", "score_s",
@@ -20,8 +21,10 @@ def workspace(entity: str, project: str, name: str) -> Any:
     Raises:
         ImportError: the extra is not installed.
     """
-    import wandb_workspaces.reports.v2 as wr
-    import wandb_workspaces.workspaces as ws
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the package's own
+        import wandb_workspaces.reports.v2 as wr
+        import wandb_workspaces.workspaces as ws
 
     def accuracy_against(key: str, **options: Any) -> Any:
         return wr.ScatterPlot(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny import TINY, jobs, plan, tiny_run
 
-from pai.cli import _command
+from pai.cli import _command, register_resolvers
 from pai.dry_run import describe
 from pai.estimate import Estimator
 from pai.plan import prepare
@@ -18,6 +18,7 @@ def test_a_dry_run_lists_the_jobs_and_leaves_nothing(
     monkeypatch.chdir(tmp_path)
     arguments = [*TINY, "scorer=snip,hts", "-m", "sparsity=0.5,0.9", "--dry-run",
                  "hydra.sweep.dir=sweep"]  # fmt: skip
+    register_resolvers()
     assert _command(arguments) == 0
     text = capsys.readouterr().out
     assert text.count("missing") == 4
