@@ -37,7 +37,8 @@ def run_sweep(arguments: argparse.Namespace, jobs: Sequence[Job]) -> int:
         elif waiting:
             _launch_all(arguments, waiting, reasons)
     except KeyboardInterrupt:
-        print("interrupted; jobs in the queue of a cluster go on", file=sys.stderr)
+        queued = "; jobs in the queue go on" if jobs[0].launcher == "submitit_slurm" else ""
+        print(f"interrupted{queued}", file=sys.stderr)
     except SystemExit as error:  # one of several processes of torchrun failed
         _log.debug("the sweep ends: %s", error)
     for job in _dead(jobs):
@@ -114,8 +115,8 @@ def _launch(arguments: argparse.Namespace, jobs: Sequence[Job], reasons: _Reason
             return isinstance(error, BrokenProcessPool) or _is_ray_crash(error)
         for job, result in zip(jobs, returned, strict=True):
             if result.status == JobStatus.FAILED:
-                error = result._return_value  # `return_value` would print and raise it
-                reasons[job.run_dir] = f"{type(error).__name__}: {first_line(error)}"
+                reason = result._return_value  # `return_value` would print and raise it
+                reasons[job.run_dir] = f"{type(reason).__name__}: {first_line(reason)}"
         hydra_context.callbacks.on_multirun_end(config=master, config_name=name)
     return False
 
@@ -156,7 +157,7 @@ def _wait_for_submitit(folder: Path, since: float) -> None:
         if path.name.isdecimal():  # of the local executor: a child of this process
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(int(path.name), 0)
-        else:
+        elif "_" in path.name:  # one of an array
             from submitit import SlurmJob
 
             SlurmJob(path, path.name).wait()

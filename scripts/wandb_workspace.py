@@ -5,6 +5,7 @@ parallel-coordinates view. ``pip install 'pai[dashboard]'`` and ``wandb login`` 
 """
 
 import argparse
+import importlib
 import os
 import sys
 import warnings
@@ -23,8 +24,8 @@ def workspace(entity: str, project: str, name: str) -> Any:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the package's own
-        import wandb_workspaces.reports.v2 as wr
-        import wandb_workspaces.workspaces as ws
+        wr: Any = importlib.import_module("wandb_workspaces.reports.v2")
+        ws: Any = importlib.import_module("wandb_workspaces.workspaces")
 
     def accuracy_against(key: str, **options: Any) -> Any:
         return wr.ScatterPlot(
@@ -86,7 +87,7 @@ def main() -> None:
         sys.exit("wandb: not logged in; `wandb login`, or set WANDB_API_KEY")
     try:
         built = workspace(
-            arguments.entity or wandb.Api().default_entity, arguments.project, arguments.name
+            str(arguments.entity or wandb.Api().default_entity), arguments.project, arguments.name
         )
     except ImportError:
         sys.exit("wandb: needs the extra dashboard: pip install 'pai[dashboard]'")
