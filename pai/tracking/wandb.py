@@ -172,7 +172,7 @@ class _WandbSession:
         import wandb
 
         columns: list[str | int] = ["name", "total", "kept", "density", "effective_kept"]
-        rows = [[layer[key] for key in columns] for layer in report["layers"]]
+        rows: Any = [[layer[key] for key in columns] for layer in report["layers"]]
         self._run.log({"mask/layers": wandb.Table(columns=columns, data=rows)}, step=0)
         artifact = wandb.Artifact(f"mask-{self._run.id}", type="mask")
         artifact.add_file(str(path))
