@@ -46,7 +46,7 @@ def records(folder: Path) -> dict[str, dict[str, object]]:
     return {str(record["config"]["scorer"]["how"]): record for record in found}
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("launcher", "more"),
     [
@@ -76,7 +76,7 @@ def test_killed_and_failed_jobs_neither_stop_nor_hide_the_others(
     assert "how=raise" in touched[0]
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_preempted_job_of_submitit_is_requeued_and_a_killed_one_hides_nothing(
     tmp_path: Path,
 ) -> None:
@@ -102,6 +102,7 @@ def test_concurrent_jobs_at_several_sparsities_score_once(tmp_path: Path) -> Non
     assert len({entry["key"] for record in found for entry in record["scoring"]["cache"]}) == 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_of_processes_ends_with_its_table(tmp_path: Path) -> None:
     ways = ["interrupt", "well", "well2", "well3"]
     done = sweep(tmp_path, ways, "hydra.launcher.n_jobs=2", launcher="joblib")

@@ -12,16 +12,14 @@ from tiny import CHECKOUT, jobs, python
 SWEEPS = sorted((CHECKOUT / "scripts" / "wandb_sweeps").glob("*.yaml"))
 
 
-def test_the_workspace_is_about_what_the_tracker_logs() -> None:
+def test_the_workspace_has_the_views_of_accuracy() -> None:
     pytest.importorskip("wandb_workspaces")
     script = runpy.run_path(str(CHECKOUT / "scripts" / "wandb_workspace.py"))
     built = script["workspace"]("somebody", "pai", "a name")
     assert (built.entity, built.project, built.name) == ("somebody", "pai", "a name")
     text = str(built._to_model().model_dump())
-    tracker = (CHECKOUT / "pai" / "tracking" / "wandb.py").read_text()
     for key in ("sparsity", "scorer", "test_accuracy", "score_s", "val/accuracy", "epoch"):
         assert key in text
-        assert key.split("_")[0].split("/")[-1] in tracker
     assert len(built.sections) == 2
 
 
