@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pai.distributed import broadcast_object, is_main, launched, process_group, rank
@@ -17,13 +16,10 @@ from pai.errors import ConfigError, RunError
 from pai.paths import config_folder
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-    from pai.tracking.base import RunLabels
+    from pai.compose import Job
+    from pai.plan import Plan
 
 _STARTED = datetime.datetime.now()
-_log = logging.getLogger("pai")
-_failure: list[BaseException] = []
 
 
 def main() -> None:
@@ -49,7 +45,7 @@ def _command(argv: list[str]) -> int:
             if is_main():
                 _answer(arguments)
             return 0
-        jobs = _checked_jobs(arguments)
+        jobs, plans = _checked_jobs(arguments)
     except ConfigError as error:
         if is_main():
             print(f"config error: {_one_line(error)}", file=sys.stderr)
@@ -58,12 +54,14 @@ def _command(argv: list[str]) -> int:
         print(f"run error: {_one_line(error)}", file=sys.stderr)
         return 1
     if not is_main():
-        return _help()
+        return 0 if arguments.dry_run else _help()
+    if arguments.dry_run:
+        return _tell(jobs, plans)
     if launched() > 1:  # torchrun would end this process before it can say how the run failed
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:
         _stop_on(signal.SIGTERM, signal.SIGUSR2)
-    code = _sweep(jobs) if arguments.multirun else _single(jobs[0])
+    code = _sweep(arguments, jobs) if arguments.multirun else _single(arguments, jobs[0])
     if code == 0:
         broadcast_object(None)
     return code
@@ -85,10 +83,12 @@ def register_resolvers() -> None:
     """Register the OmegaConf resolvers that ``conf/config.yaml`` uses."""
     from omegaconf import OmegaConf
 
+    from pai.launchers import jobs_at_once
     from pai.naming import folder_name
 
     OmegaConf.register_new_resolver("pai_now", _STARTED.strftime, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("pai_folder_name", folder_name, replace=True)
+    OmegaConf.register_new_resolver("pai_jobs_at_once", jobs_at_once, use_cache=True, replace=True)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -96,11 +96,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> Any:
-            raise ConfigError(f"command line: {message}; flags go before overrides, see pai --help")
+            raise ConfigError(f"command line: {message}; see pai --help")
 
     parser = get_args_parser()
+    parser.add_argument("--dry-run", action="store_true")
     parser.__class__ = Parser
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     if arguments.experimental_rerun is not None:
         raise ConfigError("--experimental-rerun: not supported, it would unpickle a file")
     return arguments
@@ -127,56 +128,33 @@ def _answer(arguments: argparse.Namespace) -> None:
         raise ConfigError(str(error).splitlines()[0]) from error
 
 
-def _checked_jobs(arguments: argparse.Namespace) -> list[tuple[Path, Path]]:
-    """Compose and validate every job; return the run directory and sweep directory of each."""
+def _checked_jobs(arguments: argparse.Namespace) -> "tuple[list[Job], list[Plan]]":
+    """Compose and validate every job."""
     from pai.compose import compose_jobs
+    from pai.launchers import check_launcher
     from pai.plan import prepare
     from pai.runner import check_run_directory
 
     jobs = compose_jobs(arguments)
+    if arguments.multirun:
+        check_launcher(jobs[0].launcher)
+    plans = []
     for job in jobs:
-        prepare(job.config)
+        plans.append(prepare(job.config))
         if is_main():
             check_run_directory(job.run_dir, job.config)
-    return [(job.run_dir, job.sweep_dir) for job in jobs]
+    return jobs, plans
 
 
 def _hydra() -> None:
     import hydra
 
-    hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(_job)()
+    folder = str(config_folder())
+    hydra.main(version_base="1.3", config_path=folder, config_name="config")(_no_job)()
 
 
-def _job(config: "DictConfig") -> float | None:
-    """Run one job inside Hydra; returns the best validation accuracy, for sweepers that search."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-    from omegaconf import OmegaConf
-
-    from pai.plan import prepare
-    from pai.reports.summary import one_line, summarise
-    from pai.runner import run
-
-    logging.captureWarnings(True)
-    hydra = HydraConfig.get()
-    run_dir = Path(hydra.runtime.output_dir)
-    multirun = hydra.mode == RunMode.MULTIRUN
-    resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    try:
-        plan = prepare(resolved)
-        broadcast_object(resolved)
-        record = run(plan, run_dir, _labels(hydra, multirun=multirun))
-    except (Exception, KeyboardInterrupt) as error:
-        _log.debug("the run failed", exc_info=True)  # to the log file
-        if multirun and launched() > 1:  # the other processes are in an unknown state
-            raise SystemExit(1) from error
-        if multirun:
-            raise
-        _failure.append(error)
-        return None
-    print(one_line(record, run_dir) if multirun else summarise(record, run_dir))
-    accuracy: float = record["metrics"]["best_val_accuracy"]
-    return accuracy
+def _no_job(config: object) -> None:
+    """Stand in for a job where Hydra only answers a question."""
 
 
 def _help() -> int:
@@ -195,58 +173,41 @@ def _help() -> int:
     return 0
 
 
-def _labels(hydra: Any, *, multirun: bool) -> "RunLabels":
-    from pai.tracking.base import RunLabels
+def _tell(jobs: "list[Job]", plans: "list[Plan]") -> int:
+    from pai.dry_run import describe
 
-    return RunLabels(
-        name=hydra.job.override_dirname or "default",
-        group=Path(hydra.sweep.dir).name if multirun else None,
-        job_type="sweep" if multirun else "run",
-        choices={
-            str(group): str(choice)
-            for group, choice in hydra.runtime.choices.items()
-            if not str(group).startswith("hydra")
-        },
-    )
+    print(describe(jobs, plans))
+    return 0
 
 
-def _single(job: tuple[Path, Path]) -> int:
-    run_dir, _ = job
-    _hydra()
-    if not _failure:
+def _sweep(arguments: argparse.Namespace, jobs: "list[Job]") -> int:
+    from pai.sweep import run_sweep
+
+    return run_sweep(arguments, jobs)
+
+
+def _single(arguments: argparse.Namespace, job: "Job") -> int:
+    from hydra.core.global_hydra import GlobalHydra
+
+    from pai.compose import opened
+    from pai.job import Task
+
+    task = Task()
+    with opened(arguments) as (name, overrides):
+        hydra: Any = GlobalHydra.instance().hydra
+        hydra.run(name, task, [*overrides, "hydra.mode=RUN"])
+    if not task.failure:
         return 0
-    error = _failure[0]
+    error = task.failure[0]
     if isinstance(error, ConfigError):
         print(f"config error: {_one_line(error)}", file=sys.stderr)
         return 2
     print(
-        f"run error: {_one_line(error)}; see {run_dir}/record.json and pai.log beside it; "
-        f"the same command with hydra.run.dir={run_dir} continues",
+        f"run error: {_one_line(error)}; see {job.run_dir}/record.json and pai.log beside it; "
+        f"the same command with hydra.run.dir={job.run_dir} continues",
         file=sys.stderr,
     )
     return 1
-
-
-def _sweep(jobs: list[tuple[Path, Path]]) -> int:
-    from pai.reports.sweep import sweep_table
-
-    try:
-        _hydra()
-    except Exception as error:  # noqa: BLE001  (reported below, with all others of the sweep)
-        _log.debug("a job failed: %s", error)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-    except SystemExit as error:
-        _log.debug("the sweep ends: %s", error)
-    table, failed = sweep_table([run_dir for run_dir, _ in jobs])
-    print(table)
-    if failed:
-        print(
-            f"run error: {failed} of {len(jobs)} jobs are not done; the same command with "
-            f"hydra.sweep.dir={jobs[0][1]} runs only those",
-            file=sys.stderr,
-        )
-    return 1 if failed else 0
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,21 +1,26 @@
 """Composing the jobs of a command line with Hydra, and saying in one line what is wrong with it."""
 
 import argparse
+import functools
 import itertools
 import json
 import os
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from pai.errors import ConfigError, first_line, nearest
@@ -23,24 +28,35 @@ from pai.paths import config_folder
 from pai.schema import GROUPS
 from pai.trust import hydra_faults
 
+SCHEMA_WARNING = r"\s*'hydra/launcher/"
+"""Hydra's, about files in ``conf/hydra/launcher`` that are named like those of its plugins."""
+
 
 @dataclass(frozen=True)
 class Job:
-    """One run: its resolved configuration and where it will be."""
+    """One run: its resolved configuration, where it will be, what it is called."""
 
     config: dict[str, Any]
     run_dir: Path
     sweep_dir: Path
+    overrides: tuple[str, ...]
+    launcher: str
+
+    @property
+    def name(self) -> str:
+        """The overrides without those of Hydra itself."""
+        return ",".join(o for o in self.overrides if not o.startswith("hydra")) or "default"
 
 
-def compose_jobs(arguments: argparse.Namespace) -> list[Job]:
-    """Return the jobs of a parsed command line, in the order in which Hydra runs them.
+@contextmanager
+def opened(arguments: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
+    """Let Hydra read the configuration folders of a command line in the block.
 
-    Sets ``arguments.multirun`` if the configuration asks for it (``hydra.mode``). Sweeps over
-    continuous ranges, which only search plugins know, are left out of the check.
+    Yields:
+        The name of the primary configuration and the overrides.
 
     Raises:
-        ConfigError: the command line cannot be composed; the key and the nearest choice are named.
+        ConfigError: a folder is not there.
     """
     folder = Path(arguments.config_path or config_folder()).resolve()
     overrides = list(arguments.overrides)
@@ -52,7 +68,25 @@ def compose_jobs(arguments: argparse.Namespace) -> list[Job]:
     name = arguments.config_name or "config"
     if not folder.is_dir():
         raise ConfigError(f"--config-path: {arguments.config_path} is not a folder")
-    with initialize_config_dir(str(folder), version_base="1.3", job_name="pai"):
+    with (
+        initialize_config_dir(str(folder), version_base="1.3", job_name="pai"),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", message=SCHEMA_WARNING)
+        yield name, overrides
+
+
+def compose_jobs(arguments: argparse.Namespace) -> list[Job]:
+    """Return the jobs of a parsed command line, in the order in which Hydra runs them.
+
+    Sets ``arguments.multirun`` if the configuration asks for it (``hydra.mode``), and
+    ``arguments.searches`` if a sweeper chooses the jobs as it goes. Sweeps over continuous ranges,
+    which only such sweepers know, are left out of the check.
+
+    Raises:
+        ConfigError: the command line cannot be composed; the key and the nearest choice are named.
+    """
+    with opened(arguments) as (name, overrides):
         parsed = _parse(overrides)
         _check_choices(parsed)
         fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
@@ -61,7 +95,8 @@ def compose_jobs(arguments: argparse.Namespace) -> list[Job]:
         base = composed.hydra
         arguments.multirun = arguments.multirun or base.mode == RunMode.MULTIRUN
         _check_sweeps(parsed, multirun=arguments.multirun)
-        if base.sweeper._target_.endswith(".BasicSweeper"):
+        arguments.searches = not base.sweeper._target_.endswith(".BasicSweeper")
+        if not arguments.searches:
             _check_discrete(parsed)
         params = base.sweeper.get("params") or {}
         if params and not arguments.multirun:
@@ -72,12 +107,53 @@ def compose_jobs(arguments: argparse.Namespace) -> list[Job]:
             return [_job(composed, name, fixed, multirun=False)]
         parsed = _parse([f"{key}={value}" for key, value in params.items()]) + parsed
         axes = {override.get_key_element(): _values(override) for override in parsed}
+        composer = _Composer(name)
         jobs = []
         for number, combination in enumerate(itertools.product(*axes.values())):
+            chosen = list(filter(None, combination))
             numbers = [f"hydra.job.num={number}", f"hydra.job.id={number}"]
-            chosen = [*filter(None, combination), *numbers]
-            jobs.append(_job(_compose(name, chosen), name, chosen, multirun=True))
+            composed = composer.compose(chosen, numbers)
+            jobs.append(_job(composed, name, [*chosen, *numbers], multirun=True))
         return jobs
+
+
+class _Composer:
+    """Composes the jobs of a sweep: one that differs only in numbers, quickly."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._rest: list[str] | None = None
+        self._composed: DictConfig = OmegaConf.create()
+        self._parsed = functools.cache(lambda text: _parse([text])[0])
+
+    def compose(self, chosen: list[str], numbers: list[str]) -> DictConfig:
+        """Return the composed configuration; the next call may change it."""
+        parsed = [self._parsed(text) for text in chosen]
+        values = [override for override in parsed if _sets_a_number(override)]
+        rest = [str(o.key_or_group if o in values else o.input_line) for o in parsed]
+        if rest != self._rest:
+            self._composed, self._rest = _compose(self._name, [*chosen, *numbers]), rest
+            return self._composed
+        with open_dict(self._composed.hydra):
+            for override in values:
+                OmegaConf.update(self._composed, override.key_or_group, override.value())
+            for text in numbers:
+                key, _, value = text.partition("=")
+                OmegaConf.update(self._composed, key, int(value))
+            job = self._composed.hydra.job
+            tasks = [override for override in parsed if not override.is_hydra_override()]
+            self._composed.hydra.overrides.task = [override.input_line for override in tasks]
+            job.override_dirname = get_overrides_dirname(tasks, **job.config.override_dirname)
+        return self._composed
+
+
+def _sets_a_number(override: Override) -> bool:
+    return (
+        override.type == OverrideType.CHANGE
+        and override.package is None
+        and not override.is_hydra_override()
+        and type(override.value()) in (int, float)
+    )
 
 
 def _parse(overrides: list[str]) -> list[Override]:
@@ -155,7 +231,8 @@ def _job(composed: DictConfig, name: str, overrides: list[str], *, multirun: boo
             "the configuration contains the value of WANDB_API_KEY, which would stand in records "
             "and logs; leave it in the environment, W&B finds it there"
         )
-    return Job(resolved, run_dir, sweep_dir)
+    launcher = str(composed.hydra.runtime.choices.get("hydra/launcher"))
+    return Job(resolved, run_dir, sweep_dir, tuple(overrides), launcher)
 
 
 def _check_hydra(composed: DictConfig) -> None:

@@ -14,6 +14,7 @@ from pai.components import build
 from pai.data.bundle import Dataset, DataSpec
 from pai.distributed import launched, local_rank
 from pai.errors import ConfigError, first_line
+from pai.gpus import own_gpu
 from pai.masking.budgets import Shapes
 from pai.masking.effective import Connectivity
 from pai.masking.rounds import TrainAndPrune
@@ -178,7 +179,7 @@ def _model_builder(node: Mapping[str, Any], spec: DataSpec) -> Callable[[], nn.M
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device; ``auto`` is CUDA if there is one, else the CPU.
+    """Return the device; ``auto`` is this job's own GPU, or CUDA if there is one, else the CPU.
 
     Of several processes (``torchrun``) each gets the GPU of its number on its machine.
 
@@ -186,7 +187,9 @@ def resolve_device(name: str) -> torch.device:
         ConfigError: the device is not there, or not for several processes.
     """
     if name == "auto":
+        own = own_gpu()
         name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = name if own is None else f"cuda:{own}"
     if launched() > 1:
         if name not in ("cpu", "cuda"):
             raise ConfigError(

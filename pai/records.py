@@ -49,6 +49,17 @@ def alone_in(folder: Path, patience_s: float = _PATIENCE_S) -> Iterator[None]:
         os.close(handle)
 
 
+def is_held(folder: Path) -> bool:
+    """Return whether a process holds ``folder`` by :func:`alone_in`."""
+    try:
+        with alone_in(folder, patience_s=0):
+            return False
+    except FolderInUseError:
+        return True
+    except FileNotFoundError:
+        return False
+
+
 def write_bytes_atomically(path: Path, content: bytes) -> None:
     """Write ``content`` to a temporary name beside ``path``, flush it to disk, then rename."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")

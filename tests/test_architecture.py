@@ -21,11 +21,13 @@ LAYERS = (
     {"memory", "state"},
     {"cache", "trust", "naming", "paths", "records", "seeding", "environment", "models",
      "saliency", "prunable", "objective", "warmup", "tracking", "clock"},
-    {"components", "data", "curvature", "reports", "flops"},
-    {"schema", "library", "scorers", "masking", "training", "export"},
+    {"components", "data", "curvature", "reports", "flops", "gpus"},
+    {"schema", "library", "scorers", "masking", "training", "export", "launchers"},
     {"compose", "plan", "output", "cache_command"},
     {"rounds", "scoring"},
-    {"runner"},
+    {"runner", "estimate"},
+    {"job", "dry_run"},
+    {"sweep"},
     {"cli"},
     {"__init__", "__main__"},
 )  # fmt: skip
@@ -112,7 +114,7 @@ def test_records_need_the_standard_library_only() -> None:
 @pytest.mark.parametrize(
     ("packages", "users"),
     [
-        ({"hydra", "omegaconf"}, {"cli", "compose", "library"}),
+        ({"hydra", "omegaconf"}, {"cli", "compose", "job", "library", "sweep"}),
         ({"pydantic"}, {"components", "schema"}),
         ({"wandb"}, {"tracking"}),
         ({"PIL", "sklearn"}, {"data"}),

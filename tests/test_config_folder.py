@@ -48,7 +48,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def overrides(choice: str, images: Path) -> list[str]:
     """Return what selects ``choice`` (``scorer/hts.yaml``) and makes the rest fit it."""
     group, _, name = choice.removesuffix(".yaml").rpartition("/")
-    chosen = [f"{group}={name}" if group in GROUPS else f"+{group}={name}"]
+    there = group in GROUPS or group.startswith("hydra/")
+    chosen = [f"{group}={name}" if there else f"+{group}={name}"]
     if group == "dataset" and name.startswith("image"):
         chosen.append(f"dataset.root={images}")
     if group == "model":

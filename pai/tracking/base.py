@@ -11,11 +11,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RunLabels:
-    """How a run is called, which sweep it belongs to, which YAML each group came from."""
+    """How a run is called, which sweep it belongs to, which YAML each group came from.
+
+    ``name`` is the overrides of the command line, ``title`` what people read.
+    """
 
     name: str
     group: str | None
     job_type: str
+    title: str = ""
     choices: Mapping[str, str] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
 

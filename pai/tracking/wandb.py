@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from wandb import Run
 
 _BINS = 64
+_GROUPS = ("dataset", "model", "scorer", "warmup", "schedule")  # axes of parallel coordinates
 _log = logging.getLogger(__name__)
 
 
@@ -28,7 +30,8 @@ class WandbTracker:
 
     ``mode="auto"`` respects ``WANDB_MODE`` and is otherwise online exactly if credentials are
     there. An online run whose server does not answer within ``init_timeout_s`` goes on offline;
-    ``wandb sync`` uploads it later.
+    ``wandb sync`` uploads it later. A run that is continued in its directory continues the same W&B
+    run, whose id is in ``wandb/run_id``.
     """
 
     project: str
@@ -50,9 +53,12 @@ class WandbTracker:
         run = self._start({**config, "choices": dict(labels.choices)}, labels, run_dir)
         exit_code = 1
         try:  # not `with run`: W&B would print the traceback, which belongs into the log file
-            run.define_metric("epoch")
-            run.define_metric("train/*", step_metric="epoch")
-            run.define_metric("val/*", step_metric="epoch")
+            run.define_metric("epoch", summary="max")
+            run.define_metric("train/*", step_metric="epoch", summary="last")
+            run.define_metric("val/*", step_metric="epoch", summary="last")
+            run.define_metric("val/accuracy", step_metric="epoch", summary="max,last")
+            run.define_metric("val/loss", step_metric="epoch", summary="min,last")
+            run.define_metric("lr", step_metric="epoch", summary="last")
             yield _WandbSession(run)
             exit_code = 0
         finally:
@@ -63,6 +69,7 @@ class WandbTracker:
 
         wandb = _silent_wandb()
         mode = self._mode()
+        run_id = None if mode == "disabled" else _run_id(run_dir)
 
         def init(mode: Literal["online", "offline", "disabled"]) -> "Run":
             return wandb.init(
@@ -71,10 +78,13 @@ class WandbTracker:
                 mode=mode,
                 dir=run_dir,
                 config=config,
-                name=labels.name,
+                id=run_id,
+                resume="allow" if mode == "online" else None,
+                name=labels.title or labels.name,
+                notes=labels.name,
                 group=self.group or labels.group,
                 job_type=labels.job_type,
-                tags=[*self.tags, *labels.tags],
+                tags=list(dict.fromkeys([*self.tags, *labels.tags])),
                 settings=wandb.Settings(init_timeout=self.init_timeout_s, silent=True),
                 reinit="create_new",
             )
@@ -87,6 +97,8 @@ class WandbTracker:
                 return init("online")
             except CommError as error:
                 _log.warning("W&B does not answer (%s): going on offline", error)
+                wandb.teardown()  # else the id is still taken by the run that did not start
+                _silent_wandb()
                 return init("offline")
 
     def _mode(self) -> Literal["online", "offline", "disabled"]:
@@ -101,6 +113,22 @@ class WandbTracker:
         if chosen in ("offline", "dryrun"):
             return "offline"
         return "online" if wandb.login(prompt=False, verify=False) else "offline"
+
+
+def _run_id(run_dir: Path) -> str:
+    """Return the id of the W&B run of this directory, which is made once.
+
+    Under ``wandb agent`` W&B chooses it.
+    """
+    if chosen := os.environ.get("WANDB_RUN_ID"):
+        return chosen
+    path = run_dir / "wandb" / "run_id"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(f".run_id.{secrets.token_hex(4)}.tmp")
+        new.write_text(secrets.token_hex(4))
+        new.replace(path)
+    return path.read_text().strip()
 
 
 def _silent_wandb() -> ModuleType:
@@ -121,7 +149,7 @@ class _WandbSession:
         for key, value in row.items():
             part, _, metric = key.partition("_")
             values[f"{part}/{metric}" if metric else key] = value
-        self._run.log(values)
+        self._run.log(values, step=int(row["epoch"]))  # a continued run goes on counting there
 
     def log_scores(self, scores: Mapping[str, Tensor]) -> None:
         """Log a histogram of ``log10 |score|`` over all weights, and one for each parameter."""
@@ -135,7 +163,8 @@ class _WandbSession:
                 key: wandb.Histogram(np_histogram=np.histogram(values, bins=_BINS))
                 for key, values in parts.items()
                 if len(values)
-            }
+            },
+            step=0,
         )
 
     def log_mask(self, report: Mapping[str, Any], path: Path) -> None:
@@ -143,8 +172,8 @@ class _WandbSession:
         import wandb
 
         columns: list[str | int] = ["name", "total", "kept", "density", "effective_kept"]
-        rows = [[layer[key] for key in columns] for layer in report["layers"]]
-        self._run.log({"mask/layers": wandb.Table(columns=columns, data=rows)})
+        rows: Any = [[layer[key] for key in columns] for layer in report["layers"]]
+        self._run.log({"mask/layers": wandb.Table(columns=columns, data=rows)}, step=0)
         artifact = wandb.Artifact(f"mask-{self._run.id}", type="mask")
         artifact.add_file(str(path))
         self._run.log_artifact(artifact)
@@ -164,6 +193,10 @@ class _WandbSession:
             )
         }
         summary["mask/collapsed_layers"] = len(mask["collapsed_layers"])
+        config, choices = record["config"], record["choices"]
+        summary |= {group: choices[group] for group in _GROUPS if group in choices}
+        summary |= {"sparsity": config["sparsity"], "seed": config["seed"]}
+        summary |= {f"{part}_s": record["timing_s"].get(part) for part in ("score", "train")}
         summary |= {f"time_s/{key}": value for key, value in record["timing_s"].items()}
         self._run.summary.update(summary)
 

@@ -18,7 +18,10 @@ from pai.tracking.base import RunLabels
 from pai.tracking.wandb import WandbTracker
 
 CONFIG = {"seed": 3, "scorer": {"num_probes": 2}}
-LABELS = RunLabels(name="a name", group="a sweep", job_type="sweep", tags=("late",))
+LABELS = RunLabels(
+    name="seed=0", title="a name", group="a sweep", job_type="snip", tags=("late",),
+    choices={"scorer": "snip"},
+)  # fmt: skip
 NOWHERE = "http://127.0.0.1:9"  # no server listens there
 OFFLINE = WandbTracker(project="trial", mode="offline", tags=["early"])
 
@@ -85,12 +88,47 @@ def test_a_run_carries_its_labels_and_resolved_configuration(
     assert started["project"] == "trial"
     assert started["display_name"] == "a name"
     assert started["run_group"] == "a sweep"
-    assert started["job_type"] == "sweep"
+    assert started["job_type"] == "snip"
     assert set(started["tags"]) == {"early", "late"}
     logged = started["config"]["update"]
     config = record_in(run_dir)["config"]
     for key in config:
         assert logged[key] == config[key]
+
+
+def test_a_continued_run_continues_the_same_wandb_run(tmp_path: Path) -> None:
+    found = []
+    for epochs in ((1, 2), (3,)):
+        with OFFLINE.session(CONFIG, LABELS, tmp_path) as session:
+            for epoch in epochs:
+                session.log_epoch({"epoch": epoch, "train_loss": 1 / epoch})
+    for folder in runs_in(tmp_path):
+        records = read(folder)
+        found.append(records["run"][0]["run_id"])
+        assert [row["_step"] for row in history(records)] == [
+            row["epoch"] for row in history(records)
+        ]
+    assert len(set(found)) == 1
+    assert found[0] == (tmp_path / "wandb" / "run_id").read_text()
+
+
+def test_metrics_say_how_they_are_summed_up(whole: tuple[Path, dict[str, list[Any]]]) -> None:
+    _, records = whole
+    metrics = {entry.get("glob_name") or entry["name"]: entry for entry in records["metric"]}
+    assert metrics["val/accuracy"]["summary"] == {"max": True, "last": True}
+    assert metrics["val/loss"]["summary"] == {"min": True, "last": True}
+    assert {entry.get("step_metric") for name, entry in metrics.items() if "/" in name} == {"epoch"}
+
+
+def test_the_summary_has_the_axes_of_parallel_coordinates(
+    whole: tuple[Path, dict[str, list[Any]]],
+) -> None:
+    run_dir, records = whole
+    final, record = summary(records), record_in(run_dir)
+    assert final["sparsity"] == 0.9
+    assert final["seed"] == 0
+    assert final["scorer"] == "snip"
+    assert final["score_s"] == pytest.approx(record["timing_s"]["score"])
 
 
 def test_every_epoch_is_logged_against_its_number(

@@ -1,0 +1,136 @@
+"""What runs will cost, told before they are run: FLOPs counted, hours estimated.
+
+Training costs ``epochs * images * 3 * forward``, a backward pass being two forward passes;
+``images`` is the smallest class times the number of classes, exact for balanced data. Scoring costs
+as many forward passes as the scorer makes on a small network, where it is run on one and on two
+samples; so it is counted for any scorer, but for a network of another kind it is only about right.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pai.flops import forward_cost
+from pai.models.resnet import thin_resnet
+from pai.plan import Plan
+from pai.scorers.memo import remembering
+
+_MEASURED_FLOPS = 2e9
+
+
+@dataclass(frozen=True)
+class JobCost:
+    """FLOPs of one job (2 per multiply-accumulate, dense network).
+
+    ``shared`` names what is computed for scoring if the cache can share it with other jobs.
+    """
+
+    score: float
+    train: float
+    shared: tuple[str, ...]
+
+
+class Estimator:
+    """Estimates jobs; what jobs have in common is counted once."""
+
+    def __init__(self) -> None:
+        self._forward: dict[str, int] = {}
+        self._passes: dict[str, tuple[float, float, tuple[str, ...]]] = {}
+
+    def cost(self, plan: Plan) -> JobCost:
+        """Return what a job costs if it shares nothing."""
+        config, spec = plan.config, plan.spec
+        forward = self.forward(plan)
+        images = spec.smallest_class * spec.num_classes
+        train = 3.0 * forward * images * plan.training.epochs
+        if plan.scorer.keeps_everything:
+            return JobCost(0.0, train, ())
+        about = json.dumps([config["scorer"], spec.num_classes])
+        if about not in self._passes:
+            self._passes[about] = _passes(plan)
+        fixed, each, keys = self._passes[about]
+        rounds = len(plan.schedule.sparsities(config["sparsity"]))
+        samples = config["scoring"]["samples_per_class"] * spec.num_classes
+        score = rounds * forward * (fixed + each * samples)
+        parts = ("model", "dataset", "warmup", "seed", "include_classifier", "scoring", "device")
+        subject = json.dumps({part: config[part] for part in parts}, sort_keys=True)
+        alone = rounds > 1 or config["scoring"]["cache_dir"] is None
+        return JobCost(score, train, () if alone else tuple(f"{subject} {key}" for key in keys))
+
+    def forward(self, plan: Plan) -> int:
+        """Return the FLOPs of a forward pass of one image."""
+        about = json.dumps([plan.config["model"], plan.config["dataset"]])
+        if about not in self._forward:
+            with torch.random.fork_rng(devices=[]):
+                model = plan.build_model()
+            self._forward[about] = forward_cost(model, {}, _images(plan, 1)).forward_flops_dense
+        return self._forward[about]
+
+
+def measured_speed(plan: Plan, forward: int) -> float:
+    """Return the FLOPs per second of training steps of the plan's network on its device."""
+    with torch.random.fork_rng(devices=[]):
+        model = plan.build_model().to(plan.device).train()
+    count = max(2, min(plan.training.batch_size, round(_MEASURED_FLOPS / (3 * max(1, forward)))))
+    images = _images(plan, count).to(plan.device)
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        model(images).sum().backward()
+        if plan.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return 3 * forward * count / min(seconds)
+
+
+def recorded_speed(done: Sequence[tuple[JobCost, Mapping[str, Any]]]) -> float | None:
+    """Return the FLOPs per second of completed runs, ``None`` if they tell nothing.
+
+    Args:
+        done: cost and record of each; scores that came from the cache are left out.
+    """
+    flops, seconds = 0.0, 0.0
+    for cost, record in done:
+        flops, seconds = flops + cost.train, seconds + record["timing_s"].get("train", 0.0)
+        if not record["scoring"].get("cached"):
+            flops += cost.score
+            seconds += record["timing_s"].get("score", 0.0)
+    return flops / seconds if flops > 0 and seconds > 0 else None
+
+
+def _images(plan: Plan, count: int) -> torch.Tensor:
+    return torch.zeros(count, plan.spec.channels, plan.spec.height, plan.spec.width)
+
+
+def _passes(plan: Plan) -> tuple[float, float, tuple[str, ...]]:
+    """Return forward passes in all and per sample, and the keys of what the cache would keep."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: nn.Module = thin_resnet(
+            num_classes=plan.spec.num_classes, in_channels=1, depth=8, width=4
+        )
+        inputs = torch.randn(2, 1, 8, 8)
+    targets = torch.tensor([0, plan.spec.num_classes - 1])
+    forward = forward_cost(model, {}, inputs).forward_flops_dense
+    found, keys = [], []
+    for count in (1, 2):
+        batches = [(inputs[:count], targets[:count])]
+        stream = torch.Generator().manual_seed(0)
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            remembering(Path(folder), model, batches, stream, {}) as memo,
+            FlopCounterMode(display=False) as counter,
+        ):
+            plan.scorer(model, batches, generator=stream)
+        found.append(counter.get_total_flops() / forward)
+        keys = [str(entry["key"]) for entry in memo.entries] if memo else []
+    each = max(0.0, found[1] - found[0])
+    return max(0.0, found[0] - each), each, tuple(keys)

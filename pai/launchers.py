@@ -1,0 +1,55 @@
+"""The launchers of sweeps: which package each needs, how many jobs run at once, on what threads."""
+
+import importlib.util
+import os
+
+from pai.errors import ConfigError
+
+_EXTRAS = {
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", "joblib"),
+    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "submitit"),
+    "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "submitit"),
+    "ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
+    "ray_cluster": ("hydra_plugins.hydra_ray_launcher", "ray"),
+}
+
+
+def check_launcher(name: str) -> None:
+    """Raise :class:`ConfigError` with the command that installs what a launcher needs."""
+    package, extra = _EXTRAS.get(name, ("hydra", ""))
+    try:
+        found = importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # not even hydra_plugins
+        found = False
+    if not found:
+        raise ConfigError(
+            f"hydra/launcher: {name} needs an extra that is not installed: "
+            f"pip install 'pai[{extra}]', or choose basic"
+        )
+
+
+def cores() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def jobs_at_once() -> int:
+    """Return a good number of concurrent jobs: one per GPU, or per processor if there is none."""
+    import torch
+
+    from pai.gpus import jobs_per_gpu
+
+    gpus = torch.cuda.device_count()
+    return gpus * jobs_per_gpu() if gpus else cores()
+
+
+def use_own_threads() -> None:
+    """Let torch compute on the threads that the launcher has set aside for a job."""
+    text = os.environ.get("OMP_NUM_THREADS") or os.environ.get("SLURM_CPUS_PER_TASK") or ""
+    if text.isdecimal():
+        import torch
+
+        if torch.get_num_threads() != int(text):
+            torch.set_num_threads(int(text))

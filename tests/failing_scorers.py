@@ -1,0 +1,42 @@
+"""A scorer that ends its process, or its run, in one of several ways."""
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pai.objective import Named
+from pai.scorers.magnitude import Magnitude
+
+
+def _once(action: Callable[[], None]) -> None:
+    """Do it the first time only, over all processes that start in this folder."""
+    flag = Path("done-once")
+    if not flag.exists():
+        flag.touch()
+        action()
+
+
+def _fail() -> None:
+    raise RuntimeError("deliberate")
+
+
+_WAYS: dict[str, Callable[[], None]] = {
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "preempt_once": lambda: _once(lambda: os.kill(os.getpid(), signal.SIGUSR2)),
+    "interrupt": lambda: os.killpg(os.getpgid(0), signal.SIGINT),
+    "raise": _fail,
+}
+
+
+@dataclass(frozen=True)
+class Ending(Magnitude):
+    """Magnitude, unless ``how`` is one of the ways to end badly."""
+
+    how: str = "well"
+
+    def score(self, *arguments: Any, **options: Any) -> Named:
+        _WAYS.get(self.how, lambda: None)()
+        return super().score(*arguments, **options)

@@ -1,0 +1,70 @@
+"""What ``--dry-run`` says, and that it leaves nothing."""
+
+import re
+from pathlib import Path
+
+import pytest
+from tiny import TINY, jobs, plan, tiny_run
+
+from pai.cli import _command, register_resolvers
+from pai.dry_run import describe
+from pai.estimate import Estimator
+from pai.plan import prepare
+
+
+def test_a_dry_run_lists_the_jobs_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [*TINY, "scorer=snip,hts", "-m", "sparsity=0.5,0.9", "--dry-run",
+                 "hydra.sweep.dir=sweep"]  # fmt: skip
+    register_resolvers()
+    assert _command(arguments) == 0
+    text = capsys.readouterr().out
+    assert text.count("missing") == 4
+    assert "4 jobs: 0 done, 4 to run" in text
+    assert "2 score computations" in text
+    assert re.search(r"estimate: \S+ hours .* just now on cpu", text)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_done_jobs_cost_nothing_and_tell_the_speed(tmp_path: Path) -> None:
+    found = jobs("-m", *TINY, "seed=0,1", f"hydra.sweep.dir={tmp_path}")
+    tiny_run(found[0].run_dir)
+    text = describe(found, [prepare(job.config) for job in found])
+    assert "2 jobs: 1 done, 1 to run" in text
+    assert "from the 1 completed runs of this sweep" in text
+
+
+def test_training_costs_three_forward_passes_per_image() -> None:
+    cost = Estimator().cost(plan("training.epochs=7"))
+    forward = Estimator().forward(plan())
+    assert cost.train == 7 * 1250 * 3 * forward  # 1,250: ten times the smallest class
+    assert cost.score == 0
+
+
+def test_scoring_costs_what_the_scorer_does() -> None:
+    estimator = Estimator()
+    forward = estimator.forward(plan())
+
+    def passes(*overrides: str) -> float:
+        return estimator.cost(plan(*overrides)).score / forward / 20  # 2 samples of 10 classes
+
+    assert passes("scorer=snip") == pytest.approx(3, rel=0.2)  # forward and backward
+    few, many = (passes("scorer=hts", f"scorer.num_probes={n}") for n in (2, 4))
+    assert many - few == pytest.approx(2 * 9, rel=0.5)  # a Hessian-vector product is about 9
+    rounds = passes("scorer=snip", "schedule=exponential", "schedule.rounds=5")
+    assert rounds == pytest.approx(5 * passes("scorer=snip"))
+
+
+def test_scores_are_shared_as_the_cache_shares_them() -> None:
+    estimator = Estimator()
+
+    def shared(*overrides: str) -> tuple[str, ...]:
+        return estimator.cost(plan(*overrides)).shared
+
+    assert shared("scorer=gts") == shared("scorer=gp", "sparsity=0.5") != ()
+    assert shared("scorer=gts") != shared("scorer=gts", "seed=1")
+    assert shared("scorer=gts") != shared("scorer=mts")
+    assert shared("scorer=gts", "scoring.cache_dir=null") == ()
+    assert shared("scorer=gts", "schedule=exponential") == ()
