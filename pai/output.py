@@ -1,5 +1,6 @@
 """What a run leaves behind: the files of its directory, what is tracked and what is logged."""
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,12 +14,14 @@ from torch import Tensor, nn
 from pai.clock import Clock
 from pai.errors import RunError
 from pai.flops import forward_cost
+from pai.histogram import score_histogram
 from pai.masking.mask import load_mask, mask_report, mask_sha256, save_mask
 from pai.masking.select import Mask
 from pai.records import write_bytes_atomically, write_record
 from pai.tracking.base import Session
 
 MASK_FILE, MODEL_FILE, CHECKPOINT_FILE = "mask.safetensors", "model.safetensors", "checkpoint.pt"
+SCORES_FILE = "scores.json"
 _log = logging.getLogger("pai")
 
 
@@ -39,7 +42,9 @@ class Output:
         _log.info(text, *arguments)
 
     def scores(self, scores: Mapping[str, Tensor]) -> None:
-        """Track the scores the mask was selected from."""
+        """Track the scores the mask was selected from, and write their histogram."""
+        text = json.dumps(score_histogram(scores))
+        write_bytes_atomically(self._run_dir / SCORES_FILE, text.encode())
         self._session.log_scores(scores)
 
     def new_mask(self, model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor) -> None:

@@ -20,7 +20,7 @@ LAYERS = (
     {"parallel", "distributed"},
     {"memory"},
     {"cache", "trust", "naming", "paths", "records", "seeding", "environment", "models",
-     "saliency", "prunable", "state", "objective", "warmup", "tracking", "clock"},
+     "saliency", "prunable", "state", "objective", "warmup", "tracking", "clock", "histogram"},
     {"components", "data", "curvature", "reports", "flops"},
     {"schema", "library", "scorers", "masking", "training"},
     {"compose", "plan", "output", "cache_command"},
