@@ -13,13 +13,13 @@ _LOWEST, _HIGHEST = -60, 40  # decades; the outermost bins hold what lies beyond
 def score_histogram(scores: Mapping[str, Tensor]) -> dict[str, Any]:
     """Count the scores of each tensor by sign and by ``k = floor(10 log10 |score|)``.
 
-    Bin ``k`` holds ``10^(k/10) <= |score| < 10^((k+1)/10)``, so any quantile of ``|score|`` can be
-    read off to within a factor of 1.26. A few kilobytes per layer at most; one pass over the scores.
+    Bin ``k`` holds ``10^(k/10) <= |score| < 10^((k+1)/10)``, so any quantile of ``|score|``
+    can be read off to within a factor of 1.26. A kilobyte or two per layer; one pass over the scores.
 
     Returns:
-        ``bins_per_decade`` and ``layers``: per tensor ``name``, ``total``, ``zeros``, ``nonfinite``
-        (counts) and ``positive``, ``negative``: ``{"first": k, "counts": [...]}`` from bin ``k`` on,
-        without empty bins at both ends.
+        ``bins_per_decade`` and ``layers``: per tensor its ``name``, the counts ``total``,
+        ``zeros``, ``nonfinite``, and for each sign, ``positive`` and ``negative``, the bins from
+        the first to the last that is not empty: ``{"first": k, "counts": [...]}``.
     """
     return {
         "bins_per_decade": BINS_PER_DECADE,

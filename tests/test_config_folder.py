@@ -48,6 +48,8 @@ def overrides(choice: str, images: Path) -> list[str]:
     chosen = [f"{group}={name}" if group in GROUPS else f"+{group}={name}"]
     if group == "dataset" and name.startswith("image"):
         chosen.append(f"dataset.root={images}")
+    if group == "experiment" and name.startswith("imagenet"):
+        chosen.append(f"dataset.root={images}")
     if group == "model":
         chosen += fitting(name)
     return chosen
@@ -61,8 +63,8 @@ def sweep_values(choice: str) -> list[list[str]]:
     content = yaml.safe_load((FOLDER / choice).read_text())
     params = content.get("hydra", {}).get("sweeper", {}).get("params", {})
     values = {key: [value.strip() for value in str(params[key]).split(",")] for key in params}
-    if not values:
-        return [[]]
+    if not values:  # an experiment may inherit a sweep
+        return [["hydra.sweeper.params=null"] if choice.startswith("experiment/") else []]
     first = [f"{key}={found[0]}" for key, found in values.items()]
     rest = [[*first, f"{key}={value}"] for key, found in values.items() for value in found[1:]]
     return [[*chosen, "hydra.sweeper.params=null"] for chosen in (first, *rest)]

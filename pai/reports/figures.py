@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from pai.reports.collect import Collection
 from pai.reports.grid import Cell, Grid, Key, Layout, Row, build_grid
@@ -66,11 +66,11 @@ def accuracy_figure(grid: Grid) -> Figure:
         below = [m - s for m, s in zip(middle, spread)]
         above = [m + s for m, s in zip(middle, spread)]
         if row_runs(grid, row)[0].dense:
-            axes.axhline(middle[0], color=GREY, linewidth=1, label=f"{row.label} (dense)")
+            axes.axhline(middle[0], color=GREY, linewidth=1, label=f"{_name(row)} (dense)")
             axes.axhspan(below[0], above[0], color=GREY, alpha=0.12, linewidth=0)
             continue
         remaining = [1 - sparsity for sparsity, _ in points]
-        axes.plot(remaining, middle, label=row.label, **chosen[row.key].line)
+        axes.plot(remaining, middle, label=_name(row), **chosen[row.key].line)
         axes.fill_between(
             remaining, below, above, color=chosen[row.key].color, alpha=0.12, linewidth=0
         )
@@ -114,10 +114,11 @@ def density_figure(collection: Collection, grid: Grid) -> Figure | None:
         for row, density in lines:
             look, positions = chosen[row.key], range(len(density))
             alive = [d if d > 0 else math.nan for d in density]
-            axes.plot(positions, alive, label=row.label, **look.line)
+            axes.plot(positions, alive, label=_name(row), **look.line)
             dead = [i for i, d in enumerate(density) if d == 0]
-            axes.plot(dead, [floor] * len(dead), "x", color=look.color, clip_on=False)
-        axes.set(yscale="log", ylim=(floor, 1.3), ylabel="density of the layer")
+            if dead:
+                axes.plot(dead, [floor] * len(dead), "x", color=look.color)
+        axes.set(yscale="log", ylim=(floor / 1.4, 1.4), ylabel="density of the layer")
         axes.set_title(f"sparsity {sparsity:g} (cross at the bottom: no weight left)", fontsize=8)
         axes.grid(axis="y", color="0.9", linewidth=0.5)
     if len(names) <= _NAMED_LAYERS:
@@ -151,14 +152,15 @@ def histogram_figure(grid: Grid) -> Figure | None:
             if cut is not None:
                 axes.axvline(cut, color="0.3", linewidth=0.5, linestyle=(0, (4, 3)))
         share = sum(histogram.negative.values()) / histogram.total
-        told = f"{row.label}{'' if once else ', last round'}"
+        told = f"{_name(row)}{'' if once else ', last round'}"
         axes.set_title(
-            f"{told}\nzero {histogram.zeros / histogram.total:.1%}, negative {share:.1%}", fontsize=7
+            f"{told}\nzero {histogram.zeros / histogram.total:.1%}, negative {share:.1%}",
+            fontsize=7,
         )
     for axes in panels[len(found) :]:
         axes.set_visible(False)
     figure.supxlabel(
-        r"$\log_{10}|$score$|$ (outline: negative scores; dashed: where the table's sparsities cut)",
+        r"$\log_{10}|$score$|$ (outline: negative scores; dashed: cuts of the table's sparsities)",
         fontsize=8,
     )
     figure.supylabel("share of the weights per bin", fontsize=8)
@@ -212,9 +214,14 @@ def time_figure(collection: Collection, grid: Grid) -> Figure | None:
                 continue
             (middle,), (spread,) = _numbers(grid, [cell])
             look = chosen[row.key]
-            axes.errorbar(times[row.key], middle, spread, elinewidth=0.8, label=row.label, **look.dots)
+            axes.errorbar(
+                times[row.key], middle, spread, elinewidth=0.8, label=_name(row), **look.dots
+            )
         axes.set(xscale="log", title=f"sparsity {column[0]:g}")
         axes.title.set_fontsize(8)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(color="0.92", linewidth=0.5)
     for axes in panels[len(columns) :]:
         axes.set_visible(False)
@@ -222,7 +229,11 @@ def time_figure(collection: Collection, grid: Grid) -> Figure | None:
         row.label for row in grid.rows
         if row.key not in times and any(not run.dense for run in row_runs(grid, row))
     ]  # fmt: skip
-    note = f"\nnot shown, scores from a cache filled elsewhere: {', '.join(untimed)}" if untimed else ""
+    note = (
+        f"\nnot shown, scores from a cache filled elsewhere: {', '.join(untimed)}"
+        if untimed
+        else ""
+    )
     figure.supxlabel(f"time to score the network, seconds (median over runs){note}", fontsize=8)
     figure.supylabel(_metric_label(grid.layout), fontsize=8)
     _legend(figure, panels[: len(columns)])
@@ -237,6 +248,12 @@ def _cells(grid: Grid, row: Row) -> list[tuple[float, Cell]]:
 def _numbers(grid: Grid, cells: Sequence[Cell]) -> tuple[list[float], list[float]]:
     scale = grid.layout.scale
     return [scale * cell.mean for cell in cells], [scale * (cell.spread or 0) for cell in cells]
+
+
+def _name(row: Row) -> str:
+    """Return the row's label so that matplotlib shows it: no mathematics, no hidden entry."""
+    text = row.label.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def _metric_label(layout: Layout) -> str:
@@ -254,5 +271,3 @@ def _legend(figure: Figure, every: Sequence[Axes]) -> None:
             list(seen.values()), list(seen), loc="outside right upper", frameon=False, fontsize=7,
             ncols=1 + len(seen) // 25,
         )  # fmt: skip
-
-

@@ -74,7 +74,9 @@ class Cell:
     @property
     def collapsed(self) -> int:
         """How many layers lost every weight, summed over the seeds."""
-        return sum(len(run.part("mask").get("collapsed_layers") or ()) for run in self.runs.values())
+        return sum(
+            len(run.part("mask").get("collapsed_layers") or ()) for run in self.runs.values()
+        )
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,9 @@ def build_grid(collection: Collection, layout: Layout) -> Grid:
             return tuple(sparsity if key == "sparsity" else run.value(key) for key in keys)
 
         spread = sparsities if run.dense and sparsities else {run.value("sparsity")}
-        return [(values(row_keys, s), values(layout.columns, s)) for s in sorted(spread, key=_order)]
+        return [
+            (values(row_keys, s), values(layout.columns, s)) for s in sorted(spread, key=_order)
+        ]
 
     cells, copies = _cells(usable, places, layout.metric)
     every = {place for run in selected for place in places(run)}

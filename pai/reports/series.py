@@ -28,7 +28,9 @@ def styles(grid: Grid) -> dict[tuple[Any, ...], Style]:
 
 def row_runs(grid: Grid, row: Row) -> list[Run]:
     """Return the runs of a row."""
-    cells = [grid.cells[row.key, column] for column in grid.columns if (row.key, column) in grid.cells]
+    cells = [
+        grid.cells[row.key, column] for column in grid.columns if (row.key, column) in grid.cells
+    ]
     return [run for cell in cells for run in cell.runs.values()]
 
 

@@ -1,4 +1,4 @@
-"""Colours and lines of the figures: the same for a scorer in every figure, told apart without colour.
+"""Colours and lines of the figures: a scorer looks the same in all of them.
 
 The palette is Okabe and Ito's, made for colour-blind readers (Color Universal Design, 2008). A
 family of scorers shares a colour; line and marker say the formula.
@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
 )  # fmt: skip  (without the palette's yellow, which is hard to see on white)
 GREY = "#7F7F7F"
 _FAMILIES = {"f": BLUE, "h": VERMILLION, "g": GREEN, "m": PURPLE}

@@ -72,7 +72,7 @@ def latex(grid: Grid, caption: str, label: str) -> str:
     )
     text: str = frame.style.to_latex(
         hrules=True, column_format="l" + "r" * len(grid.columns), caption=told,
-        label=f"tab:{label}", position_float="centering",
+        label=f"tab:{_label(label)}", position_float="centering",
     )  # fmt: skip
     return text
 
@@ -132,7 +132,7 @@ def _listed(values: Any) -> str:
     return " ".join(repr(value) for value in values)
 
 
-def _shown(grid: Grid, cell: Cell) -> tuple[str, str]:
+def shown(grid: Grid, cell: Cell) -> tuple[str, str]:
     """Return mean and spread as they are written."""
     scale, digits = grid.layout.scale, 1 if grid.layout.scale == 100 else 3
     spread = "" if cell.spread is None else f"{scale * cell.spread:.{digits}f}"
@@ -143,7 +143,7 @@ def _markdown_cell(grid: Grid, place: tuple[Key, Key]) -> str:
     cell = grid.cells.get(place)
     if cell is None:
         return MISSING
-    mean, spread = _shown(grid, cell)
+    mean, spread = shown(grid, cell)
     text = f"{mean} ± {spread}" if spread else mean
     if place in grid.bold:
         text = f"**{text}**"
@@ -155,7 +155,7 @@ def _latex_cell(grid: Grid, place: tuple[Key, Key], usual: int) -> str:
     cell = grid.cells.get(place)
     if cell is None:
         return MISSING
-    mean, spread = _shown(grid, cell)
+    mean, spread = shown(grid, cell)
     text = rf"\textbf{{{mean}}}" if place in grid.bold else mean
     if spread:
         text += rf" {{\scriptsize $\pm$ {spread}}}"
@@ -164,6 +164,10 @@ def _latex_cell(grid: Grid, place: tuple[Key, Key], usual: int) -> str:
     if cell.collapsed:
         text += rf" {{\scriptsize $\dagger {cell.collapsed}$}}"
     return text
+
+
+def _label(name: str) -> str:
+    return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)
 
 
 def tex_text(text: str) -> str:
