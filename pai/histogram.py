@@ -14,7 +14,7 @@ def score_histogram(scores: Mapping[str, Tensor]) -> dict[str, Any]:
     """Count the scores of each tensor by sign and by ``k = floor(10 log10 |score|)``.
 
     Bin ``k`` holds ``10^(k/10) <= |score| < 10^((k+1)/10)``, so any quantile of ``|score|``
-    can be read off to within a factor of 1.26. A kilobyte or two per layer; one pass over the scores.
+    can be read off to within a factor of 1.26. One pass over the scores, a kilobyte or two each.
 
     Returns:
         ``bins_per_decade`` and ``layers``: per tensor its ``name``, the counts ``total``,
