@@ -74,10 +74,9 @@ def accuracy_figure(grid: Grid) -> Figure:
         axes.fill_between(
             remaining, below, above, color=chosen[row.key].color, alpha=0.12, linewidth=0
         )
-    axes.set_xscale("log")
-    axes.invert_xaxis()
-    asked = sorted({column[0] for column in grid.columns})
-    axes.xaxis.set_major_locator(FixedLocator([1 - sparsity for sparsity in asked]))
+    left = [1 - column[0] for column in grid.columns]
+    axes.set(xscale="log", xlim=(1.15 * max(left), min(left) / 1.15))
+    axes.xaxis.set_major_locator(FixedLocator(left))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda x, _: f"{1 - x:.6g}")
     axes.set_xlabel("sparsity: fraction of prunable weights removed (log scale of what remains)")

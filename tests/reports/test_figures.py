@@ -22,8 +22,9 @@ NAMES = {
     "accuracy_against_scoring_time",
 }  # fmt: skip
 SCORERS = (
-    "random magnitude grad_norm snip grasp synflow fd fp fts hd hp hts gd gp gts md mp mts".split()
-)
+    "random", "magnitude", "grad_norm", "snip", "grasp", "synflow", "fd", "fp", "fts", "hd", "hp",
+    "hts", "gd", "gp", "gts", "md", "mp", "mts",
+)  # fmt: skip
 
 
 def histogram(folder: Path) -> None:

@@ -156,8 +156,8 @@ def test_a_scorer_may_bring_its_schedule_which_is_noted(tmp_path: Path) -> None:
 
 def test_rows_and_columns_can_be_any_group_or_key(tmp_path: Path) -> None:
     runs = [
-        record("hts", 0.9, 0, probes / 100, warmup=warmup, config={"scorer": {"num_probes": probes}})
-        for probes in (1, 10) for warmup in ("none", "bn_stats")
+        record("hts", 0.9, 0, n / 100, warmup=warmup, config={"scorer": {"num_probes": n}})
+        for n in (1, 10) for warmup in ("none", "bn_stats")
     ]  # fmt: skip
     made = grid(tmp_path, *runs, rows=("scorer", "warmup"), columns=("scorer.num_probes",))
     assert values(made) == {

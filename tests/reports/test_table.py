@@ -118,7 +118,7 @@ def test_the_script_prints_the_table_of_a_folder_and_writes_it(tmp_path: Path) -
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files == {"table.md", "table.tex", "table.csv", "runs.csv"}
     assert (tmp_path / "out" / "table.md").read_text().splitlines()[3] in done.stdout
-    lines = list(csv.DictReader((tmp_path / "out" / "runs.csv").open()))
+    lines = list(csv.DictReader((tmp_path / "out" / "runs.csv").read_text().splitlines()))
     assert len(lines) == 12
     (failed,) = [line for line in lines if line["left_out"]]
     assert (failed["left_out"], failed["status"]) == ("failed: boom", "failed")
