@@ -162,3 +162,14 @@ def test_the_folder_of_a_downloaded_dataset_can_be_set_by_a_variable(
     monkeypatch.setenv("PAI_DATA", "elsewhere")
     (job,) = jobs("dataset=cifar10")  # not config(), which remembers
     assert job.config["dataset"]["root"] == "elsewhere"
+
+
+@pytest.mark.parametrize("name", [c.stem for c in FOLDER.glob("experiment/*_table.yaml")])
+def test_a_table_sweeps_its_grid_and_leaves_synflow_its_schedule(name: str, images: Path) -> None:
+    chosen = overrides(f"experiment/{name}.yaml", images)
+    few = ["sparsity=0.9", "seed=0,42", "warmup=none"]
+    made = jobs("-m", *chosen, "scorer=synflow,hts,none", *few)
+    assert len({job.run_dir for job in made}) == len(made) == 6
+    rounds = [job.config["schedule"].get("rounds", 1) for job in made]
+    assert sorted(rounds) == [1, 1, 1, 1, 100, 100]
+    assert {job.config["seed"] for job in made} == {0, 42}
