@@ -121,6 +121,8 @@ def revision_notes(runs: Sequence[Run]) -> list[str]:
                 node = node.get(part) or {}
             seen[str(node.get(parts[-1]))] += 1
         if len(seen) > 1:
-            told = ", ".join(f"{value} ({count} runs)" for value, count in seen.most_common())
+            told = ", ".join(
+                f"{value} ({count} run{'s' * (count > 1)})" for value, count in seen.most_common()
+            )
             notes.append(f"{len(seen)} {title}: {told}")
     return notes

@@ -92,8 +92,8 @@ class Histogram:
     def cut(self, sparsity: float) -> float | None:
         """Return ``log10`` of the score below which ``sparsity`` of all scores lie.
 
-        It is the upper edge of the bin, so exact to one bin. ``None`` if the cut is not among the
-        positive scores.
+        It is the lower edge of the bin where the cut is, so exact to one bin. ``None`` if the cut
+        is not among the positive scores.
         """
         remaining = round((1 - sparsity) * self.total)
         for bin_ in sorted(self.positive, reverse=True):

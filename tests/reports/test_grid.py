@@ -221,9 +221,9 @@ def test_revisions_and_machines_that_differ_are_noted(tmp_path: Path) -> None:
     other = {"git_sha": "def", "packages": {"torch": "2.16.0"}, "device_name": "another"}
     made = grid(tmp_path, record(seed=0), record(seed=1), record(seed=2, environment=other))
     assert made.notes == (
-        "2 revisions of pai: abc (2 runs), def (1 runs)",
-        "2 versions of torch: 2.15.0 (2 runs), 2.16.0 (1 runs)",
-        "2 devices: a processor (2 runs), another (1 runs)",
+        "2 revisions of pai: abc (2 runs), def (1 run)",
+        "2 versions of torch: 2.15.0 (2 runs), 2.16.0 (1 run)",
+        "2 devices: a processor (2 runs), another (1 run)",
     )
 
 
