@@ -129,7 +129,8 @@ def _configuration(
     runs: Sequence[Run],
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Return the keys that all runs share with their value, and the others with their values."""
-    leaves = [flatten(run.part("config")) for run in runs]
+    parts = ("choices", "config")
+    leaves = [{k: v for part in parts for k, v in flatten(run.part(part)).items()} for run in runs]
     same, varied = [], []
     for key in dict.fromkeys(key for found in leaves for key in found):
         values = Counter(found.get(key, "absent") for found in leaves)
