@@ -5,10 +5,26 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast lint format table-default study-estimators lock clean
+
+# $(call table,EXPERIMENT,FOLDER): the grid of conf/experiment/EXPERIMENT.yaml, then the scorers that
+# depend on neither data nor warmup, then the dense reference, one run per seed; at the end tables,
+# figures and report.html. Failed jobs (exit code 1) do not keep the others from the report.
+define table
+	@code=0; \
+	for jobs in "" "scorer=random,magnitude warmup=none" "scorer=none warmup=none sparsity=0"; do \
+		$(BIN)/pai -m +experiment=$(1) hydra.sweep.dir=$(2) $(OPTIONS) $$jobs || code=$$?; \
+		test $$code -le 1 || exit $$code; \
+	done; \
+	$(BIN)/python scripts/report.py $(2) --rows scorer,warmup || code=$$?; \
+	exit $$code
+endef
+TABLES := smoke cifar10-resnet18 cifar10-vgg19 cifar100-resnet18 cifar100-vgg19 \
+          tinyimagenet-resnet18 imagenet-resnet50 cifar10-vit
+.PHONY: help setup run test test-fast lint format table-default study-estimators lock clean \
+        $(addprefix table-,$(TABLES))
 
 help:  ## Show this help
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-27s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## Create .venv with everything at the locked versions
 
@@ -42,7 +58,31 @@ format: $(STAMP)  ## Rewrite the code in the project's style
 table-default: $(STAMP)  ## Make the README's table: default scorer against none, random, magnitude
 	$(BIN)/pai -m +experiment=default_table hydra.sweep.dir=runs/default_table
 	$(BIN)/pai -m +experiment=default_table scorer=none sparsity=0 hydra.sweep.dir=runs/default_table
-	$(BIN)/python scripts/table.py runs/default_table
+	$(BIN)/python scripts/report.py runs/default_table
+
+table-smoke: $(STAMP)  ## The machinery of the paper's tables on the digits, in minutes on a CPU
+	$(call table,smoke_table,runs/smoke_table)
+
+table-cifar10-resnet18: $(STAMP)  ## Paper table (a GPU, days); OPTIONS="dataset.root=DIR device=cuda:0 ..." for all jobs
+	$(call table,cifar10_resnet18_table,runs/cifar10_resnet18_table)
+
+table-cifar10-vgg19: $(STAMP)  ## Paper table, likewise
+	$(call table,cifar10_vgg19_table,runs/cifar10_vgg19_table)
+
+table-cifar100-resnet18: $(STAMP)  ## Paper table, likewise
+	$(call table,cifar100_resnet18_table,runs/cifar100_resnet18_table)
+
+table-cifar100-vgg19: $(STAMP)  ## Paper table, likewise
+	$(call table,cifar100_vgg19_table,runs/cifar100_vgg19_table)
+
+table-tinyimagenet-resnet18: $(STAMP)  ## Paper table, likewise
+	$(call table,tinyimagenet_resnet18_table,runs/tinyimagenet_resnet18_table)
+
+table-imagenet-resnet50: $(STAMP)  ## Paper table, likewise
+	$(call table,imagenet_resnet50_table,runs/imagenet_resnet50_table)
+
+table-cifar10-vit: $(STAMP)  ## Paper table, likewise
+	$(call table,cifar10_vit_table,runs/cifar10_vit_table)
 
 study-estimators: $(STAMP)  ## Measure error and time of curvature estimators; OPTIONS="--dataset-root DIR --out DIR"
 	$(BIN)/python scripts/study_estimators.py $(OPTIONS)

@@ -1,5 +1,6 @@
 """What a run leaves behind: the files of its directory, what is tracked and what is logged."""
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from pai.clock import Clock
 from pai.errors import RunError
 from pai.flops import forward_cost
+from pai.histogram import score_histogram
 from pai.masking.mask import load_mask, mask_report, mask_sha256, save_mask
 from pai.masking.select import Mask
 from pai.records import write_bytes_atomically, write_record
@@ -21,7 +23,7 @@ from pai.training.checkpoint import load_checkpoint, save_checkpoint
 
 MASK_FILE, MODEL_FILE, CHECKPOINT_FILE = "mask.safetensors", "model.safetensors", "checkpoint.pt"
 ROUNDS_FILE, _ROUND_FILES = "rounds.pt", "round-*.pt"
-SCORES_FILE = "scores.safetensors"
+SCORES_FILE, HISTOGRAM_FILE = "scores.safetensors", "scores.json"
 _log = logging.getLogger("pai")
 
 
@@ -48,7 +50,12 @@ class Output:
         _log.info(text, *arguments)
 
     def scores(self, scores: Mapping[str, Tensor], *, keep: bool) -> None:
-        """Track the scores the mask was selected from; write them if they are to be kept."""
+        """Track the scores the mask was selected from; write their histogram.
+
+        With ``keep`` the scores themselves are written too.
+        """
+        text = json.dumps(score_histogram(scores))
+        write_bytes_atomically(self._run_dir / HISTOGRAM_FILE, text.encode())
         self._session.log_scores(scores)
         if keep:
             values = {name: value.contiguous().cpu() for name, value in scores.items()}

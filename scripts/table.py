@@ -1,21 +1,30 @@
-"""Print the accuracy table of all runs below a folder: ``python scripts/table.py DIR``."""
+"""Print the table of all runs below some folders; with --out also write it as LaTeX and CSV."""
 
-import argparse
 import sys
-from pathlib import Path
 
-from pai.reports.table import accuracy_table, read_records
+from pai.errors import ConfigError
+from pai.reports.collect import collect
+from pai.reports.grid import build_grid
+from pai.reports.options import layout, parser
+from pai.reports.table import markdown, remarks
+from pai.reports.write import write_tables
 
 
 def main() -> None:
     """Parse the command line and print the table; exit 1 if the runs do not make one."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="a sweep directory")
-    arguments = parser.parse_args()
+    arguments = parser(
+        str(__doc__), out="folder for table.md, table.tex, table.csv, runs.csv"
+    ).parse_args()
     try:
-        print(accuracy_table(read_records(arguments.folder)))
-    except ValueError as error:
+        collection = collect(*arguments.folders)
+        grid = build_grid(collection, layout(arguments))
+        if arguments.out:
+            write_tables(collection, grid, arguments.out)
+    except ConfigError as error:
         sys.exit(f"table error: {error}")
+    print(markdown(grid))
+    for line in remarks(grid):
+        print(f"- {line}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ LAYERS = (
     {"parallel", "distributed"},
     {"memory", "state"},
     {"cache", "trust", "naming", "paths", "records", "seeding", "environment", "models",
-     "saliency", "prunable", "objective", "warmup", "tracking", "clock"},
+     "saliency", "prunable", "objective", "warmup", "tracking", "clock", "histogram"},
     {"components", "data", "curvature", "reports", "flops", "gpus"},
     {"schema", "library", "scorers", "masking", "training", "export", "launchers"},
     {"compose", "plan", "output", "cache_command"},

@@ -52,6 +52,8 @@ def overrides(choice: str, images: Path) -> list[str]:
     chosen = [f"{group}={name}" if there else f"+{group}={name}"]
     if group == "dataset" and name.startswith("image"):
         chosen.append(f"dataset.root={images}")
+    if group == "experiment" and name.startswith("imagenet"):
+        chosen.append(f"dataset.root={images}")
     if group == "model":
         chosen += fitting(name)
     return chosen
@@ -65,8 +67,8 @@ def sweep_values(choice: str) -> list[list[str]]:
     content = yaml.safe_load((FOLDER / choice).read_text())
     params = content.get("hydra", {}).get("sweeper", {}).get("params", {})
     values = {key: [value.strip() for value in str(params[key]).split(",")] for key in params}
-    if not values:
-        return [[]]
+    if not values:  # an experiment may inherit a sweep
+        return [["hydra.sweeper.params=null"] if choice.startswith("experiment/") else []]
     first = [f"{key}={found[0]}" for key, found in values.items()]
     rest = [[*first, f"{key}={value}"] for key, found in values.items() for value in found[1:]]
     return [[*chosen, "hydra.sweeper.params=null"] for chosen in (first, *rest)]
@@ -164,3 +166,14 @@ def test_the_folder_of_a_downloaded_dataset_can_be_set_by_a_variable(
     monkeypatch.setenv("PAI_DATA", "elsewhere")
     (job,) = jobs("dataset=cifar10")  # not config(), which remembers
     assert job.config["dataset"]["root"] == "elsewhere"
+
+
+@pytest.mark.parametrize("name", [c.stem for c in FOLDER.glob("experiment/*_table.yaml")])
+def test_a_table_sweeps_its_grid_and_leaves_synflow_its_schedule(name: str, images: Path) -> None:
+    chosen = overrides(f"experiment/{name}.yaml", images)
+    few = ["sparsity=0.9", "seed=0,42", "warmup=none"]
+    made = jobs("-m", *chosen, "scorer=synflow,hts,none", *few)
+    assert len({job.run_dir for job in made}) == len(made) == 6
+    rounds = [job.config["schedule"].get("rounds", 1) for job in made]
+    assert sorted(rounds) == [1, 1, 1, 1, 100, 100]
+    assert {job.config["seed"] for job in made} == {0, 42}

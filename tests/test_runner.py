@@ -39,7 +39,7 @@ def masks(run_dir: Path) -> dict[str, Tensor]:
 
 def test_a_completed_run_leaves_its_record_mask_and_model_only(run_dir: Path) -> None:
     assert {path.name for path in run_dir.iterdir()} == {
-        "record.json", "mask.safetensors", "model.safetensors",
+        "record.json", "mask.safetensors", "model.safetensors", "scores.json",
     }  # fmt: skip
 
 

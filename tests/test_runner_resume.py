@@ -219,7 +219,7 @@ def test_what_a_killed_process_left_half_written_is_removed(whole: Path, tmp_pat
     (run_dir / ".record.json.abcd.tmp").touch()
     tiny_run(run_dir, *SETTINGS)
     assert {path.name for path in run_dir.iterdir()} == {
-        "record.json", "mask.safetensors", "model.safetensors",
+        "record.json", "mask.safetensors", "model.safetensors", "scores.json",
     }  # fmt: skip
 
 

@@ -47,7 +47,11 @@ def test_the_wheel_has_every_module_and_every_setting_and_nothing_else(wheel: Pa
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {f"pai/{name}" for name in below(CHECKOUT / "pai", "*.py")}
     settings = {f"pai/conf/{name}" for name in below(CHECKOUT / "conf", "*.yaml")}
-    assert modules | settings | {"pai/py.typed"} == {n for n in names if n.startswith("pai/")}
+    templates = {f"pai/{name}" for name in below(CHECKOUT / "pai", "*.j2")}
+    assert len(templates) == 2
+    assert modules | settings | templates | {"pai/py.typed"} == {
+        n for n in names if n.startswith("pai/")
+    }
     assert all(".dist-info/" in name for name in names if not name.startswith("pai/"))
 
 

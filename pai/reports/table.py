@@ -1,74 +1,188 @@
-"""Tables of accuracy: one row per scorer, one column per sparsity, mean and spread over seeds."""
+"""Tables as Markdown, LaTeX and CSV."""
 
-import statistics
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pai.records import FILE_NAME, read_record
+from pai.reports.collect import Collection
+from pai.reports.grid import Cell, Grid, Key
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MISSING = "missing"
+_TEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}",
+}  # fmt: skip
 
 
-def read_records(folder: Path) -> list[dict[str, Any]]:
-    """Return all records below ``folder``, sorted by path."""
-    records = (read_record(path.parent) for path in sorted(folder.rglob(FILE_NAME)))
-    return [record for record in records if record is not None]
+def markdown(grid: Grid) -> str:
+    """Return a Markdown table: mean, sample standard deviation, number of seeds.
 
-
-def accuracy_table(records: Iterable[Mapping[str, Any]]) -> str:
-    """Return a Markdown table of the test accuracy after the last epoch, in percent.
-
-    Each cell is mean +- sample standard deviation (number of seeds); collapsed layers, summed over
-    the seeds, are counted beside it. The dense reference has one value for all sparsities. Rows are
-    sorted by their mean over the columns.
-
-    Raises:
-        ValueError: a run is not completed, there are none, or two have the same scorer, sparsity
-            and seed: nothing is averaged in silence.
+    Accuracies are in percent. The best cell of a column and those tied with it are bold; layers
+    that lost every weight are counted, summed over the seeds.
     """
-    cells: dict[tuple[str, float], dict[int, Mapping[str, Any]]] = {}
-    for record in records:
-        if record["status"] != "completed":
-            raise ValueError(f"run {record['name']} is {record['status']}: {record['error']}")
-        scorer = record["choices"]["scorer"]
-        dense = record["mask"]["kept"] == record["mask"]["prunable"]
-        key = (scorer, 0.0 if dense else record["config"]["sparsity"])
-        seeds = cells.setdefault(key, {})
-        if record["seed"] in seeds:
-            raise ValueError(f"two runs of {scorer} at {key[1]} with seed {record['seed']}")
-        seeds[record["seed"]] = record
-    if not cells:
-        raise ValueError("no records found")
-    columns = sorted({sparsity for _, sparsity in cells if sparsity > 0})
-    scorers = {scorer for scorer, _ in cells}
-    rows = sorted(scorers, key=lambda scorer: -_row_mean(cells, scorer))
+    title = ", ".join(key.rpartition(".")[2] for key in grid.layout.rows)
+    labels = [markdown_text(grid.column_label(column)) for column in grid.columns]
     lines = [
-        "| scorer | " + " | ".join(f"sparsity {sparsity:g}" for sparsity in columns) + " |",
-        "|---" * (len(columns) + 1) + "|",
+        f"| {markdown_text(title)} | " + " | ".join(labels) + " |",
+        "|---" * (len(labels) + 1) + "|",
     ]
-    for scorer in rows:
-        texts = [
-            _cell(cells.get((scorer, sparsity)) or cells.get((scorer, 0.0))) for sparsity in columns
-        ]
-        lines.append(f"| `{scorer}` | " + " | ".join(texts) + " |")
+    for row in grid.rows:
+        texts = [_markdown_cell(grid, (row.key, column)) for column in grid.columns]
+        lines.append(f"| {markdown_code(row.label)} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
 
 
-def _accuracies(seeds: Mapping[int, Mapping[str, Any]]) -> list[float]:
-    return [100 * record["metrics"]["test_accuracy"] for record in seeds.values()]
+def remarks(grid: Grid) -> list[str]:
+    """Return what has to be known beside the table: notes, what was kept out, what is missing."""
+    lines = list(grid.notes)
+    if grid.columns and not grid.bold:
+        lines.append("nothing is bold: no two rows have two seeds in common")
+    lines += [f"left out: {out.folder}: {out.reason}" for out in grid.left_out]
+    for cell in grid.missing:
+        seeds = ", ".join(str(seed) for seed in cell.seeds)
+        lines.append(f"missing: {cell.row}, {cell.column}: seed {seeds}")
+    return lines
 
 
-def _row_mean(
-    cells: Mapping[tuple[str, float], Mapping[int, Mapping[str, Any]]], scorer: str
-) -> float:
-    values = [v for (name, _), seeds in cells.items() if name == scorer for v in _accuracies(seeds)]
-    return statistics.mean(values)
+def latex(grid: Grid, caption: str, label: str) -> str:
+    r"""Return a LaTeX table in booktabs' style; it needs ``\usepackage{booktabs}``.
+
+    The number of seeds is in the caption; cells with another number say theirs. A dagger counts
+    collapsed layers.
+    """
+    import pandas as pd
+
+    counts = [len(cell.values) for cell in grid.cells.values()]
+    usual = max(set(counts), key=counts.count, default=0)
+    body = [
+        [_latex_cell(grid, (row.key, column), usual) for column in grid.columns]
+        for row in grid.rows
+    ]
+    frame = pd.DataFrame(
+        body,
+        index=[tex_text(row.label) for row in grid.rows],
+        columns=[tex_text(grid.column_label(column)) for column in grid.columns],
+    )
+    told = (
+        f"{tex_text(caption)} Mean and sample standard deviation over {usual} seeds unless noted; "
+        f"bold: the best of a column and what a paired bootstrap over seeds cannot tell from it; "
+        r"$\dagger k$: $k$ layers lost every weight, summed over the seeds."
+    )
+    text: str = frame.style.to_latex(
+        hrules=True, column_format="l" + "r" * len(grid.columns), caption=told,
+        label=f"tab:{_label(label)}", position_float="centering",
+    )  # fmt: skip
+    return text
 
 
-def _cell(seeds: Mapping[int, Mapping[str, Any]] | None) -> str:
-    if not seeds:
-        return "missing"
-    values = _accuracies(seeds)
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    collapsed = sum(len(record["mask"]["collapsed_layers"]) for record in seeds.values())
-    note = f", {collapsed} collapsed layers" if collapsed else ""
-    return f"{statistics.mean(values):.1f}{spread} (n={len(values)}{note})"
+def cell_frame(grid: Grid) -> "pd.DataFrame":
+    """Return one line per cell, present or not, with exact numbers: fractions, not percent."""
+    import pandas as pd
+
+    lines = []
+    for row in grid.rows:
+        for column in grid.columns:
+            cell = grid.cells.get((row.key, column))
+            lines.append(
+                {"row": row.label}
+                | dict(zip(grid.layout.columns, column))
+                | {"metric": grid.layout.metric, "reference": row.reference}
+                | _numbers(cell)
+                | {
+                    "bold": (row.key, column) in grid.bold,
+                    "missing_seeds": _listed(
+                        s for s in grid.seeds if cell is None or s not in cell.values
+                    ),
+                }
+            )
+    return pd.DataFrame(lines)
+
+
+def run_frame(collection: Collection, grid: Grid | None) -> "pd.DataFrame":
+    """Return one line per run with every key of its record, and in ``left_out`` why it is not used.
+
+    Records that cannot be read have a line too.
+    """
+    import pandas as pd
+
+    outs = grid.left_out if grid is not None else collection.unreadable
+    reasons = pd.DataFrame(
+        [{"run_dir": str(out.folder), "left_out": out.reason} for out in outs],
+        columns=["run_dir", "left_out"], dtype="str",
+    )  # fmt: skip
+    if not collection.runs:
+        return reasons
+    return collection.frame().merge(reasons, on="run_dir", how="outer").sort_values("run_dir")
+
+
+def _numbers(cell: Cell | None) -> dict[str, Any]:
+    if cell is None:
+        return {"n": 0}
+    values = cell.values.values()
+    return {
+        "n": len(values), "mean": cell.mean, "std": cell.spread, "min": min(values),
+        "max": max(values), "seeds": _listed(cell.values), "values": _listed(values),
+        "collapsed_layers": cell.collapsed,
+    }  # fmt: skip
+
+
+def _listed(values: Any) -> str:
+    return " ".join(repr(value) for value in values)
+
+
+def shown(grid: Grid, cell: Cell) -> tuple[str, str]:
+    """Return mean and spread as they are written."""
+    scale, digits = grid.layout.scale, 1 if grid.layout.scale == 100 else 3
+    spread = "" if cell.spread is None else f"{scale * cell.spread:.{digits}f}"
+    return f"{scale * cell.mean:.{digits}f}", spread
+
+
+def _markdown_cell(grid: Grid, place: tuple[Key, Key]) -> str:
+    cell = grid.cells.get(place)
+    if cell is None:
+        return MISSING
+    mean, spread = shown(grid, cell)
+    text = f"{mean} ± {spread}" if spread else mean
+    if place in grid.bold:
+        text = f"**{text}**"
+    note = f", {cell.collapsed} collapsed layer{'s' * (cell.collapsed > 1)}" * bool(cell.collapsed)
+    return f"{text} (n={len(cell.values)}{note})"
+
+
+def _latex_cell(grid: Grid, place: tuple[Key, Key], usual: int) -> str:
+    cell = grid.cells.get(place)
+    if cell is None:
+        return MISSING
+    mean, spread = shown(grid, cell)
+    text = rf"\textbf{{{mean}}}" if place in grid.bold else mean
+    if spread:
+        text += rf" {{\scriptsize $\pm$ {spread}}}"
+    if len(cell.values) != usual:
+        text += rf" {{\scriptsize ($n={len(cell.values)}$)}}"
+    if cell.collapsed:
+        text += rf" {{\scriptsize $\dagger {cell.collapsed}$}}"
+    return text
+
+
+def _label(name: str) -> str:
+    return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)
+
+
+def tex_text(text: str) -> str:
+    """Return ``text`` so that LaTeX prints it as it is."""
+    return "".join(_TEX.get(letter, letter) for letter in " ".join(text.split()))
+
+
+def markdown_text(text: str) -> str:
+    """Return ``text`` so that Markdown shows it as it is, on one line, also within a table."""
+    special = str.maketrans({letter: f"\\{letter}" for letter in "\\`*_[]|#"})
+    plain = " ".join(str(text).split()).translate(special)
+    return plain.replace("<", "&lt;").replace(">", "&gt;")
+
+
+def markdown_code(text: str) -> str:
+    """Return ``text`` as a code span that fits into a table."""
+    plain = " ".join(str(text).split()).replace("`", "'").replace("|", "\\|")
+    return f"`{plain}`"

@@ -1,67 +1,144 @@
+"""Tables as text: against hand-computed means, and with names that try to break them."""
+
+import csv
+import io
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sweep_records import record, write
 
-from pai.records import write_record
-from pai.reports.table import accuracy_table, read_records
+from pai.reports.collect import collect
+from pai.reports.grid import Grid, Layout, build_grid
+from pai.reports.table import cell_frame, latex, markdown, markdown_code, remarks, tex_text
 
-
-def record(scorer: str, sparsity: float, seed: int, accuracy: float, **more: Any) -> dict[str, Any]:
-    kept = 100 if scorer == "none" else round(100 * (1 - sparsity))
-    return {
-        "status": "completed",
-        "name": f"{scorer}-{sparsity}-{seed}",
-        "error": None,
-        "choices": {"scorer": scorer},
-        "config": {"sparsity": sparsity},
-        "seed": seed,
-        "metrics": {"test_accuracy": accuracy},
-        "mask": {"kept": kept, "prunable": 100, "collapsed_layers": more.pop("collapsed", [])},
-    } | more
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+HOSTILE = r"a_b&c%d$e#f{g}h~i^j\k<l>|`m`"
 
 
-def test_cells_are_mean_and_sample_deviation_and_rows_are_sorted() -> None:
-    records = [
+def grid(folder: Path, *records: dict[str, Any]) -> Grid:
+    return build_grid(collect(write(folder, *records)), Layout())
+
+
+def sweep() -> list[dict[str, Any]]:
+    """Two scorers ahead of each other by turns at 0.9; at 0.98 one cell with two collapsed runs."""
+    return [
+        *(record("none", 0.0, s, 0.99) for s in (0, 1)),
         record("hts", 0.9, 0, 0.90), record("hts", 0.9, 1, 0.94),
-        record("random", 0.9, 0, 0.50), record("random", 0.98, 0, 0.10, collapsed=["a", "b"]),
-        record("none", 0.5, 0, 0.99),
+        record("snip", 0.9, 0, 0.91), record("snip", 0.9, 1, 0.92),
+        record("random", 0.9, 0, 0.50), record("random", 0.9, 1, 0.50),
+        record("random", 0.98, 0, 0.10, mask={"collapsed_layers": ["a", "b"]}),
+        record("random", 0.98, 1, 0.20, mask={"collapsed_layers": ["a"]}),
+        record("hts", 0.98, 1, 0.5, mask={"collapsed_layers": ["a"]}),
     ]  # fmt: skip
-    assert accuracy_table(records).splitlines() == [
+
+
+def test_markdown_has_mean_spread_seeds_ties_collapse_and_what_is_missing(tmp_path: Path) -> None:
+    made = grid(tmp_path, *sweep())
+    assert markdown(made).splitlines() == [
         "| scorer | sparsity 0.9 | sparsity 0.98 |",
         "|---|---|---|",
-        "| `none` | 99.0 (n=1) | 99.0 (n=1) |",
-        "| `hts` | 92.0 ± 2.8 (n=2) | missing |",
-        "| `random` | 50.0 (n=1) | 10.0 (n=1, 2 collapsed layers) |",
+        "| `none` | 99.0 ± 0.0 (n=2) | 99.0 ± 0.0 (n=2) |",
+        "| `hts` | **92.0 ± 2.8** (n=2) | 50.0 (n=1, 1 collapsed layer) |",
+        "| `snip` | **91.5 ± 0.7** (n=2) | missing |",
+        "| `random` | 50.0 ± 0.0 (n=2) | 15.0 ± 7.1 (n=2, 3 collapsed layers) |",
+    ]
+    assert remarks(made) == [
+        "missing: hts, sparsity 0.98: seed 0",
+        "missing: snip, sparsity 0.98: seed 0, 1",
     ]
 
 
-def test_unfinished_and_duplicate_runs_are_not_averaged_in_silence() -> None:
-    with pytest.raises(ValueError, match=r"run snip-0.9-0 is failed: boom"):
-        accuracy_table([record("snip", 0.9, 0, 0.5, status="failed", error="boom")])
-    with pytest.raises(ValueError, match=r"two runs of snip at 0.9 with seed 3"):
-        accuracy_table([record("snip", 0.9, 3, 0.5), record("snip", 0.9, 3, 0.6)])
-    with pytest.raises(ValueError, match="no records"):
-        accuracy_table([])
+def test_nothing_is_bold_if_there_is_one_seed(tmp_path: Path) -> None:
+    made = grid(tmp_path, record("snip", 0.9, 0, 0.9), record("hts", 0.9, 0, 0.1))
+    assert "**" not in markdown(made)
+    assert remarks(made) == ["nothing is bold: no two rows have two seeds in common"]
 
 
-def test_the_script_prints_the_table_of_a_folder(tmp_path: Path) -> None:
-    for seed in (0, 1):
-        folder = tmp_path / "sweep" / f"seed={seed}"
-        folder.mkdir(parents=True)
-        write_record(folder, record("snip", 0.9, seed, 0.5))
-    assert len(read_records(tmp_path)) == 2
-    script = Path(__file__).parents[2] / "scripts" / "table.py"
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, check=True
+def test_latex_is_a_booktabs_table_with_escaped_names(tmp_path: Path) -> None:
+    runs = [*sweep(), *(record(HOSTILE, 0.9, s, 0.1) for s in (0, 1))]
+    text = latex(grid(tmp_path, *runs), "100 % of_it", "a_b%")
+    for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{tabular}{lrr}"):
+        assert text.count(rule) == 1
+    assert r"\textbf{92.0} {\scriptsize $\pm$ 2.8} & 50.0" in text
+    assert r"50.0 {\scriptsize ($n=1$)} {\scriptsize $\dagger 1$}" in text
+    assert r"snip & \textbf{91.5} {\scriptsize $\pm$ 0.7} & missing \\" in text
+    escaped = (
+        r"a\_b\&c\%d\$e\#f\{g\}h\textasciitilde{}i\textasciicircum{}j\textbackslash{}k"
+        r"\textless{}l\textgreater{}|`m`"
     )
-    assert "| `snip` | 50.0 ± 0.0 (n=2) |" in done.stdout
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    done = subprocess.run(
-        [sys.executable, str(script), str(empty)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert done.stderr == "table error: no records found\n"
+    assert f"{escaped} & 10.0" in text
+    assert r"100 \% of\_it" in text
+    assert "over 2 seeds" in text
+    assert r"\label{tab:a-b-}" in text
+    body = text[text.index(r"\midrule") : text.index(r"\bottomrule")]
+    assert [line.replace(r"\&", "").count("&") for line in body.splitlines()[1:]] == [2] * 5
+
+
+def test_tex_text_has_one_line() -> None:
+    assert tex_text("a\n\\b") == r"a \textbackslash{}b"
+
+
+def test_a_hostile_name_stays_in_its_cell(tmp_path: Path) -> None:
+    made = grid(tmp_path, record(HOSTILE + "\n|", 0.9, 0, 0.5))
+    (line,) = markdown(made).splitlines()[2:]
+    assert line.replace("\\|", "").count("|") == 3
+    assert markdown_code("a`b`|") == "`a'b'\\|`"
+
+
+def test_csv_is_exact_and_names_what_is_missing(tmp_path: Path) -> None:
+    third = 1 / 3
+    made = grid(
+        tmp_path, record("snip", 0.9, 0, third), record("snip", 0.9, 1, 0.1),
+        record("hts", 0.9, 1, 0.2),
+    )  # fmt: skip
+    lines = list(csv.DictReader(io.StringIO(cell_frame(made).to_csv(index=False))))
+    cells = {line["row"]: line for line in lines}
+    assert float(cells["snip"]["mean"]) == (third + 0.1) / 2
+    assert [float(v) for v in cells["snip"]["values"].split()] == [third, 0.1]
+    assert (cells["snip"]["seeds"], cells["snip"]["n"], cells["snip"]["sparsity"]) == (
+        "0 1", "2", "0.9",
+    )  # fmt: skip
+    assert (cells["hts"]["missing_seeds"], cells["hts"]["std"]) == ("0", "")
+
+
+def script(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPTS / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_script_prints_the_table_of_a_folder_and_writes_it(tmp_path: Path) -> None:
+    write(tmp_path / "sweep", *sweep(), record("snip", 0.98, 0, status="failed", error="boom"))
+    done = script("table.py", tmp_path / "sweep", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "| `snip` | **91.5 ± 0.7** (n=2) | missing |" in done.stdout
+    assert "run11: failed: boom" in done.stdout
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {"table.md", "table.tex", "table.csv", "runs.csv"}
+    assert (tmp_path / "out" / "table.md").read_text().splitlines()[3] in done.stdout
+    lines = list(csv.DictReader((tmp_path / "out" / "runs.csv").read_text().splitlines()))
+    assert len(lines) == 12
+    (failed,) = [line for line in lines if line["left_out"]]
+    assert (failed["left_out"], failed["status"]) == ("failed: boom", "failed")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "table error: no records found"),
+        (["--where", "snip"], "table error: where: 'snip' is not KEY=VALUE"),
+        (["--rows", ""], "table error: rows, columns: each needs at least one key"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import table
+
+    monkeypatch.setattr("sys.argv", ["table.py", str(tmp_path), *arguments])
+    with pytest.raises(SystemExit) as raised:
+        table.main()
+    assert raised.value.code == message

@@ -1,0 +1,128 @@
+"""Do the runs of one table belong together? Only rows, columns and the seed may tell them apart."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from pai.errors import ConfigError, nearest
+from pai.reports.collect import Run
+from pai.reports.identity import IGNORED, below, flatten
+
+# What comes with the choice of a group: a scorer may bring a schedule (conf/scorer/synflow.yaml).
+_BRINGS = {"scorer": ("schedule",)}
+_DENSE_FREE = ("sparsity", "scope", "schedule")  # nothing to a network that loses no weight
+_SHOWN = 4
+
+
+def check_keys(runs: Sequence[Run], keys: Iterable[str], metric: str) -> None:
+    """Check that there are runs, and that each key and the metric is in one of them.
+
+    Raises:
+        ConfigError: naming the key and the nearest one.
+    """
+    if not runs:
+        raise ConfigError("no records found")
+    known = {key for run in runs for key in (*run.part("choices"), *run.part("config"))}
+    known |= {key for run in runs for key in flatten(run.part("config"))} | {"baseline"}
+    for key in keys:
+        if key not in known:
+            raise ConfigError(f"{key}: no run has this group or key{nearest(key, sorted(known))}")
+    metrics = {name for run in runs for name in run.part("metrics")}
+    if metrics and metric not in metrics:
+        raise ConfigError(f"metric: no run has {metric!r}{nearest(metric, sorted(metrics))}")
+
+
+def check_same_experiment(runs: Sequence[Run], keys: Sequence[str], ignore: Iterable[str]) -> None:
+    """Check that ``runs`` differ in nothing but ``keys`` and the seed.
+
+    A key that is a group covers the options below it, as long as all runs with the same choice have
+    the same options.
+
+    Raises:
+        ConfigError: naming the key, its values and runs.
+    """
+    ignored = (*IGNORED, *ignore, "seed")
+    groups = [key for key in keys if any(isinstance(r.part("config").get(key), dict) for r in runs)]
+    brought = [part for group in groups for part in _BRINGS.get(group, ())]
+    explained = (*keys, *brought)
+    _check_equal(runs, (*ignored, *explained), "")
+    dotted = [key for key in keys if key not in groups]
+    for group in groups:
+        parts = (group, *(part for part in _BRINGS.get(group, ()) if part not in groups))
+        for choice in sorted({run.choice(group) for run in runs}):
+            for pruned_later in (False, True):
+                same = [
+                    run for run in runs
+                    if run.choice(group) == choice and run.baseline == pruned_later
+                ]  # fmt: skip
+                _check_equal(same, (*ignored, *dotted), f"{group}={choice}: ", only=parts)
+
+
+def _check_equal(
+    runs: Sequence[Run], without: tuple[str, ...], context: str, only: tuple[str, ...] = ()
+) -> None:
+    found = [_leaves(run, without, only) for run in runs]
+    for key in sorted({key for leaves in found for key in leaves}):
+        values: dict[str, list[Run]] = {}
+        for run, leaves in zip(runs, found, strict=True):
+            if not (run.dense and below(key, _DENSE_FREE)):
+                values.setdefault(leaves.get(key, "absent"), []).append(run)
+        if len(values) > 1:
+            raise ConfigError(_explain(key, values, context))
+
+
+def _leaves(run: Run, without: tuple[str, ...], only: tuple[str, ...]) -> dict[str, str]:
+    return {
+        key: value
+        for key, value in flatten(run.part("config")).items()
+        if not below(key, without) and (not only or below(key, only))
+    }
+
+
+def _explain(key: str, values: Mapping[str, Sequence[Run]], context: str) -> str:
+    """Say how runs differ in ``key``; the rarer values first and with the names of their runs."""
+    told = []
+    ordered = sorted(values.items(), key=lambda item: len(item[1]))
+    for number, (value, runs) in enumerate(ordered):
+        count = f"{value} in {len(runs)} run{'s' * (len(runs) > 1)}"
+        names = ", ".join(str(run.folder) for run in runs[:_SHOWN])
+        last = number == len(ordered) - 1 and len(runs) > _SHOWN
+        more = ", ..." if len(runs) > _SHOWN else ""
+        told.append(count if last else f"{count} ({names}{more})")
+    common = ordered[-1][0].strip('"')
+    return (
+        f"{context}{key}: runs of one table differ in it: {'; '.join(told)}; choose with "
+        f"--where {key}={common}, or show it with --rows or --columns, or --ignore {key}"
+    )
+
+
+def schedule_note(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
+    """Say which rows come with another schedule than most."""
+    if "scorer" not in keys or "schedule" in keys:
+        return []
+    chosen = {run.choice("scorer"): run.choice("schedule") for run in runs if not run.dense}
+    if len(set(chosen.values())) < 2:
+        return []
+    common = Counter(chosen.values()).most_common(1)[0][0]
+    others = [f"{name} ({how})" for name, how in sorted(chosen.items()) if how != common]
+    return [f"schedule: {', '.join(others)}; all others {common}"]
+
+
+def revision_notes(runs: Sequence[Run]) -> list[str]:
+    """Say if the runs come from several revisions, versions or machines."""
+    notes = []
+    for title, parts in {
+        "revisions of pai": ("git_sha",), "versions of torch": ("packages", "torch"),
+        "devices": ("device_name",),
+    }.items():  # fmt: skip
+        seen: Counter[str] = Counter()
+        for run in runs:
+            node = run.part("environment")
+            for part in parts[:-1]:
+                node = node.get(part) or {}
+            seen[str(node.get(parts[-1]))] += 1
+        if len(seen) > 1:
+            told = ", ".join(
+                f"{value} ({count} run{'s' * (count > 1)})" for value, count in seen.most_common()
+            )
+            notes.append(f"{len(seen)} {title}: {told}")
+    return notes

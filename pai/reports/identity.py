@@ -1,0 +1,40 @@
+"""When two runs are the same experiment: configurations flattened, compared and hashed."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+# What changes where or how fast a run computes, not what.
+IGNORED = (
+    "logger", "device", "scoring.memory_gib", "scoring.cache_dir", "dataset.cache_dir",
+    "dataset.num_workers", "dataset.download",
+)  # fmt: skip
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return the leaves of ``tree`` as ``{dotted key: JSON}``; lists and empty dicts are leaves."""
+    leaves: dict[str, str] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            leaves |= flatten(value, f"{name}.")
+        else:
+            leaves[name] = json.dumps(value, sort_keys=True)
+    return leaves
+
+
+def below(key: str, prefixes: Iterable[str]) -> bool:
+    """Return whether ``key`` is one of ``prefixes`` or lies under one."""
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def digest(config: Mapping[str, Any], ignored: Iterable[str] = IGNORED) -> str:
+    """Return 16 hex digits that two configurations share exactly if they are the same experiment.
+
+    The same experiment: equal in everything but ``ignored`` keys. With ``(*IGNORED, "seed")`` runs
+    that are repetitions of each other share it.
+    """
+    ignored = tuple(ignored)
+    kept = {key: value for key, value in flatten(config).items() if not below(key, ignored)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

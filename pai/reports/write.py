@@ -1,0 +1,87 @@
+"""Tables, figures and reports as files; each is written to a temporary name and renamed."""
+
+from pathlib import Path
+
+from pai.errors import ConfigError
+from pai.records import write_bytes_atomically
+from pai.reports.collect import Collection
+from pai.reports.consistency import check_keys
+from pai.reports.extra import require
+from pai.reports.grid import Grid, Layout, build_grid
+from pai.reports.table import cell_frame, latex, markdown, remarks, run_frame
+
+KINDS = ("png", "pdf")
+
+
+def write_tables(collection: Collection, grid: Grid, out: Path) -> None:
+    """Write ``table.md``, ``table.tex``, ``table.csv`` (cells) and ``runs.csv`` into ``out``."""
+    require("jinja2")
+    name = out.resolve().name
+    caption = f"{grid.layout.metric.replace('_', ' ').capitalize()}{_unit(grid.layout)}, {name}."
+    lines = [markdown(grid), "", *(f"- {line}" for line in remarks(grid))]
+    _write(out / "table.md", "\n".join(lines) + "\n")
+    _write(out / "table.tex", latex(grid, caption, name))
+    _write(out / "table.csv", cell_frame(grid).to_csv(index=False))
+    _write_runs(collection, grid, out)
+
+
+def write_figures(collection: Collection, layout: Layout, out: Path) -> dict[str, bytes]:
+    """Write every figure the runs have data for as PNG and PDF; return the PNGs by name.
+
+    Raises:
+        ConfigError: the runs do not belong into one figure, or matplotlib is not installed.
+    """
+    require("matplotlib")
+    from pai.reports.figures import draw_all, image
+
+    images = {}
+    for name, figure in draw_all(collection, layout).items():
+        for kind in KINDS:
+            _write(out / f"{name}.{kind}", image(figure, kind))
+        images[name] = (out / f"{name}.png").read_bytes()
+    return images
+
+
+def write_report(collection: Collection, layout: Layout, out: Path, title: str) -> Grid | None:
+    """Write tables, figures, ``report.html`` and ``report.md`` into ``out``.
+
+    Runs that do not make one table still have their report, which says why, and ``runs.csv``.
+
+    Returns:
+        The table, or ``None`` if there is none.
+
+    Raises:
+        ConfigError: there are no runs, ``layout`` asks for what none of them has, or the extra
+            ``reports`` is not installed.
+    """
+    require("matplotlib", "jinja2")
+    from pai.reports.report import Report, html, markdown_report
+
+    keys = (*layout.rows, *layout.columns, *layout.where)
+    check_keys(collection.runs, keys, layout.metric)
+    try:
+        grid = build_grid(collection, layout)
+        images = write_figures(collection, layout, out)
+    except ConfigError as error:
+        report = Report(title, collection, None, str(error))
+        _write_runs(collection, None, out)
+    else:
+        links = {name: f"{name}.png" for name in images}
+        report = Report(title, collection, grid, None, images, links)
+        write_tables(collection, grid, out)
+    _write(out / "report.html", html(report))
+    _write(out / "report.md", markdown_report(report))
+    return report.grid
+
+
+def _write_runs(collection: Collection, grid: Grid | None, out: Path) -> None:
+    _write(out / "runs.csv", run_frame(collection, grid).to_csv(index=False))
+
+
+def _unit(layout: Layout) -> str:
+    return " in percent" if layout.scale == 100 else ""
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes_atomically(path, content.encode() if isinstance(content, str) else content)
