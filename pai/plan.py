@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pai.components import build
-from pai.data.bundle import Dataset, DataSpec
+from pai.data.task import Dataset, Spec
 from pai.distributed import launched, local_rank
 from pai.errors import ConfigError, first_line
 from pai.masking.schedule import Schedule
@@ -34,7 +34,7 @@ class Plan:
 
     config: dict[str, Any]
     dataset: Dataset
-    spec: DataSpec
+    spec: Spec
     build_model: Callable[[], nn.Module]
     scorer: Scorer
     warmup: Warmup
@@ -47,8 +47,8 @@ class Plan:
 def prepare(config: Mapping[str, Any]) -> Plan:
     """Validate ``config`` and build its components.
 
-    The data set is only looked at (folders, one image header); the model is built and run on two
-    empty images on the CPU.
+    The data set is only looked at (folders, one image header; a text is read); the model is built
+    and run on two empty samples on the CPU.
 
     Raises:
         ConfigError: what the user has to change, naming the key.
@@ -66,9 +66,17 @@ def prepare(config: Mapping[str, Any]) -> Plan:
     wanted = config["scoring"]["samples_per_class"]
     if wanted > spec.smallest_class:
         raise ConfigError(
-            f"scoring.samples_per_class: {wanted} is too many; the smallest class has "
-            f"{spec.smallest_class} training images"
+            f"scoring.samples_per_class: {wanted} is too many; {spec.room()}"
         )
+    if parts["training"].mixup_alpha > 0 and not spec.task.mixable:
+        raise ConfigError(
+            f"training.mixup_alpha: mixup averages inputs, and those of {spec.task.data} are "
+            f"numbers of {spec.task.predictions}; set it to 0"
+        )
+    try:
+        parts["scorer"].check_outputs(spec.outputs())
+    except ValueError as error:
+        raise ConfigError(f"scorer: {error}") from error
     _check_model(json.dumps(config["model"]), spec, include_classifier=config["include_classifier"])
     return Plan(
         config=dict(config),
@@ -84,31 +92,24 @@ def prepare(config: Mapping[str, Any]) -> Plan:
     )
 
 
-def _model_builder(node: Mapping[str, Any], spec: DataSpec) -> Callable[[], nn.Module]:
-    """Bind what the run knows: classes and channels, and the image size where it is asked for.
-
-    ``image_size``, the side of square images in pixels, goes to a builder that has a parameter of
-    that name; a network that takes any size has none.
+def _model_builder(node: Mapping[str, Any], spec: Spec) -> Callable[[], nn.Module]:
+    """Bind what the run knows of the data set: classes and channels, a vocabulary, a graph.
 
     Raises:
-        ConfigError: the builder lacks a parameter, or the images are not square.
+        ConfigError: the builder lacks a parameter, or is not for such data.
     """
     builder = build("model", {**node, "_partial_": True})
     parameters = inspect.signature(builder).parameters
-    supplied = {"num_classes": spec.num_classes, "in_channels": spec.channels}
-    if "image_size" in parameters:
-        if spec.height != spec.width:
-            raise ConfigError(
-                f"model._target_: {node['_target_']} is for square images, those of the data set "
-                f"have {spec.height}x{spec.width} pixels"
-            )
-        supplied["image_size"] = spec.height
+    try:
+        supplied = spec.arguments(parameters.keys())
+    except ValueError as error:
+        raise ConfigError(f"model._target_: {node['_target_']} {error}") from error
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         for name in supplied:
             if name not in parameters:
                 raise ConfigError(
                     f"model._target_: {node['_target_']} has no parameter {name}, which the run "
-                    f"supplies"
+                    f"supplies for {spec.task.data} (model={spec.task.example_model} has it)"
                 )
     return functools.partial(builder, **supplied)
 
@@ -145,8 +146,8 @@ def resolve_device(name: str) -> torch.device:
 
 
 @functools.cache
-def _check_model(model_config: str, spec: DataSpec, *, include_classifier: bool) -> None:
-    """Build the model once and run it on two empty images; remembered over the jobs of a sweep."""
+def _check_model(model_config: str, spec: Spec, *, include_classifier: bool) -> None:
+    """Build the model once and run it on two empty samples; remembered over the jobs of a sweep."""
     build_model = _model_builder(json.loads(model_config), spec)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
@@ -154,17 +155,16 @@ def _check_model(model_config: str, spec: DataSpec, *, include_classifier: bool)
         except (ValueError, RuntimeError) as error:  # RuntimeError: more memory than there is
             raise ConfigError(f"model: {first_line(error)}") from error
         try:
-            outputs = model(torch.zeros(2, spec.channels, spec.height, spec.width))
-        except (ValueError, RuntimeError, AssertionError, ArithmeticError) as error:
+            outputs = model(spec.inputs())
+        except (ValueError, RuntimeError, AssertionError, ArithmeticError, IndexError) as error:
             raise ConfigError(
-                f"model: does not fit images of {spec.channels}x{spec.height}x{spec.width} "
-                f"(dataset.image_size): {first_line(error)}"
+                f"model: does not fit {spec.says()}: {first_line(error)}"
             ) from error
     shape = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
-    if shape != (2, spec.num_classes):
+    if shape != spec.outputs():
         raise ConfigError(
-            f"model: gives outputs of shape {shape} where "
-            f"(2, {spec.num_classes}) is needed for two images and {spec.num_classes} classes"
+            f"model: gives outputs of shape {shape} where {spec.outputs()} is needed for two "
+            f"{spec.task.sample}s and {spec.outputs()[1]} classes"
         )
     if not prunable_parameters(model, include_classifier=include_classifier):
         hint = "" if include_classifier or classifier(model) is None else (

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pai.clock import Clock
-from pai.data.bundle import Batches
+from pai.data.task import SampleBatches
 from pai.distributed import broadcast_object, world_size
 from pai.environment import describe_environment, peak_memory_gib
 from pai.errors import ConfigError
@@ -155,6 +155,7 @@ def _pipeline(plan: Plan, record: dict[str, Any], clock: Clock, output: Output) 
         record["data"] = {part: len(getattr(data, part)) for part in ("train", "val", "test")}
         record["data"]["scoring"] = len(batches.order)
     output.say("data: %s", ", ".join(f"{n:,} {part}" for part, n in record["data"].items()))
+    record["data"] |= data.describe()
     with global_seed(seed, "initialization"):
         model = plan.build_model().to(plan.device)
 
@@ -184,7 +185,7 @@ def _pipeline(plan: Plan, record: dict[str, Any], clock: Clock, output: Output) 
 
 
 def _describe_scores(
-    plan: Plan, model: nn.Module, batches: Batches, output: Output
+    plan: Plan, model: nn.Module, batches: SampleBatches, output: Output
 ) -> dict[str, Any]:
     parameters = prunable_parameters(model, include_classifier=plan.config["include_classifier"])
     told = plan.scorer.describe(model, batches, parameters)
@@ -199,7 +200,7 @@ def _describe_scores(
 def _find_mask(
     plan: Plan,
     model: nn.Module,
-    batches: Batches,
+    batches: SampleBatches,
     record: dict[str, Any],
     clock: Clock,
     output: Output,
@@ -225,7 +226,7 @@ def _find_mask(
     with (
         remembering(
             Path(folder).expanduser() if folder and alone else None, model, batches, probes,
-            about={"model": config["model"], "spec": asdict(plan.spec)},
+            about={"model": config["model"], "spec": plan.spec.describe()},
         ) as memo,
         spent.timed("both"),
     ):  # fmt: skip

@@ -28,13 +28,16 @@ def effective_kept(
 
     It is defined for networks that become linear under the replacement: affine layers, BatchNorm,
     ReLU-like functions, pooling modules, additions. Whether this one does is tested on two random
-    positive inputs (attention and LayerNorm fail).
+    positive inputs (attention and LayerNorm fail). Inputs that are numbers of tokens or nodes
+    cannot be replaced by positive ones: it is not defined for them.
 
     Args:
         model: not changed.
         mask: by parameter name.
         inputs: a batch, for its shape.
     """
+    if not inputs.is_floating_point():
+        return None
     stream = torch.Generator().manual_seed(0)
     first, second = (
         torch.rand(inputs[:1].shape, generator=stream, dtype=torch.float64).to(inputs.device) + 0.5
