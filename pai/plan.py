@@ -65,9 +65,7 @@ def prepare(config: Mapping[str, Any]) -> Plan:
     spec = parts["dataset"].check()
     wanted = config["scoring"]["samples_per_class"]
     if wanted > spec.smallest_class:
-        raise ConfigError(
-            f"scoring.samples_per_class: {wanted} is too many; {spec.room()}"
-        )
+        raise ConfigError(f"scoring.samples_per_class: {wanted} is too many; {spec.room()}")
     if parts["training"].mixup_alpha > 0 and not spec.task.mixable:
         raise ConfigError(
             f"training.mixup_alpha: mixup averages inputs, and those of {spec.task.data} are "
@@ -157,9 +155,7 @@ def _check_model(model_config: str, spec: Spec, *, include_classifier: bool) -> 
         try:
             outputs = model(spec.inputs())
         except (ValueError, RuntimeError, AssertionError, ArithmeticError, IndexError) as error:
-            raise ConfigError(
-                f"model: does not fit {spec.says()}: {first_line(error)}"
-            ) from error
+            raise ConfigError(f"model: does not fit {spec.says()}: {first_line(error)}") from error
     shape = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
     if shape != spec.outputs():
         raise ConfigError(

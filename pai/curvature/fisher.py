@@ -58,9 +58,10 @@ class MonteCarloFisher:
 
     ``k = num_draws`` labels per prediction, independent of one another. The gradients of a
     sample's L predictions then are independent with mean zero, so the square of their mean is on
-    average ``1/L`` of the mean of their squares; the factor L repairs that. Under cross-entropy it is unbiased for the diagonal of the
-    generalised Gauss-Newton matrix (:class:`pai.curvature.ggn.ExactGGN`), with a standard error
-    that falls as ``1/sqrt(N k)``. The mean gradient ``g`` still uses the labels of the data.
+    average ``1/L`` of the mean of their squares; the factor L repairs that. Under cross-entropy it
+    is unbiased for the diagonal of the generalised Gauss-Newton matrix
+    (:class:`pai.curvature.ggn.ExactGGN`), with a standard error that falls as ``1/sqrt(N k)``. The
+    mean gradient ``g`` still uses the labels of the data.
     Source: Kunstner et al. 2019, arXiv 1905.12558, section 2.
     """
 

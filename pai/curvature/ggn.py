@@ -1,7 +1,7 @@
 """The exact diagonal of the generalised Gauss-Newton matrix (GGN) under cross-entropy.
 
-Legend: N samples, C classes, L predictions of a sample (1, or the positions of a sequence), B batch,
-T temperature.
+Legend: N samples, C classes, L predictions of a sample (1, or the positions of a sequence), B of a
+batch, T temperature.
 """
 
 import math
@@ -26,16 +26,16 @@ from pai.objective import Batches, LossFn, check_temperature, mean_gradient
 
 @dataclass(frozen=True)
 class ExactGGN:
-    """``h_i = (1/(N L)) sum_n sum_l sum_c (J_nl^T s_nlc)_i^2``, ``J_nl`` the Jacobian of ``f_nl / T``.
+    """``h_i = (1/(N L)) sum_n sum_l sum_c (J_nl^T s_nlc)_i^2``, ``J_nl`` Jacobian of ``f_nl / T``.
 
     ``sum_c s_nlc s_nlc^T = diag(p_nl) - p_nl p_nl^T`` is the Hessian of cross-entropy. It has rank
     C - 1, so the columns ``s_nlc`` of its Cholesky factor are C - 1 (:func:`cholesky_columns`), and
-    the backward passes ``L (C - 1)``; ``max_classes`` bounds ``L C``. No noise. Where the network is piecewise linear in
-    each single weight (affine layers, ReLU, max pooling, residual additions, BatchNorm in eval
-    mode, no shared weights) it equals the diagonal of the Hessian; elsewhere (GELU, attention,
-    weight sharing) it is the Gauss-Newton part of it (:func:`pai.curvature.curved_parameters`
-    finds out). Source: Schraudolph 2002, Neural Computation
-    14(7); Martens 2020, arXiv 1412.1193, section 9.
+    the backward passes are ``L (C - 1)``; ``max_classes`` bounds ``L C``. No noise. Where the
+    network is piecewise linear in each single weight (affine layers, ReLU, max pooling, residual
+    additions, BatchNorm in eval mode, no shared weights) it equals the diagonal of the Hessian;
+    elsewhere (GELU, attention, weight sharing) it is the Gauss-Newton part of it
+    (:func:`pai.curvature.curved_parameters` finds out). Source: Schraudolph 2002, Neural
+    Computation 14(7); Martens 2020, arXiv 1412.1193, section 9.
     """
 
     temperature: float = 1.0

@@ -4,8 +4,8 @@ import hashlib
 import shutil
 import tempfile
 import zipfile
-from http.client import HTTPException
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError, URLError
 

@@ -1,7 +1,8 @@
 """Graphs whose nodes are classified: a sample is the number of a node.
 
 The whole graph, features of all nodes and all edges, belongs to the model (transductive setting,
-Yang et al. 2016, arXiv 1603.08861); labels of nodes outside the train part are not seen in training.
+Yang et al. 2016, arXiv 1603.08861); classes of other nodes than the training nodes are not trained
+on.
 
 Legend: V nodes, E directed edges, F features, K classes, B nodes of a batch.
 """
@@ -166,9 +167,7 @@ class NodeBundle:
             self.train.read, batch_size, order, "nodes", rank=rank, world_size=world_size
         )
 
-    def scoring_batches(
-        self, samples_per_class: int, batch_size: int, seed: int
-    ) -> IndexedBatches:
+    def scoring_batches(self, samples_per_class: int, batch_size: int, seed: int) -> IndexedBatches:
         """Return ``samples_per_class`` train nodes of each class, shuffled.
 
         Raises:

@@ -135,7 +135,7 @@ def _sparse(content: bytes) -> Tensor:
     if not isinstance(found, Call) or not isinstance(found.state, dict):
         raise ValueError("no sparse matrix")
     state = found.state
-    rows, columns = state[b"_shape"] if b"_shape" in state else (0, 0)
+    rows, columns = state.get(b"_shape", (0, 0))
     starts, indices, values = (_array(state.get(key)) for key in (b"indptr", b"indices", b"data"))
     if len(starts) != rows + 1 or len(indices) != len(values) or starts[-1] != len(values):
         raise ValueError("a sparse matrix whose parts do not fit together")

@@ -72,7 +72,7 @@ class Tokens:
 
     def __len__(self) -> int:
         """Return the number of sequences that do not overlap, the last maybe shorter."""
-        return -(-(len(self.tokens) - 1) // self.length)
+        return self.full + bool((len(self.tokens) - 1) % self.length)
 
     @property
     def full(self) -> int:
@@ -156,9 +156,7 @@ class TextBundle:
             part.read, batch_size, starts, "sequences", rank=rank, world_size=world_size
         )
 
-    def scoring_batches(
-        self, samples_per_class: int, batch_size: int, seed: int
-    ) -> IndexedBatches:
+    def scoring_batches(self, samples_per_class: int, batch_size: int, seed: int) -> IndexedBatches:
         """Return ``samples_per_class`` sequences of the train part in all, at random, no overlap.
 
         Raises:

@@ -24,9 +24,7 @@ class CausalAttention(nn.Module):
         split = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query, key, value = split.unbind(0)  # [B, H, L, D/H]
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, is_causal=True
-        )
+        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 

@@ -39,7 +39,7 @@ class Meter:
             self._fetch()
 
     def means(self) -> tuple[float, float]:
-        """Return the mean loss and accuracy over all predictions so far; errors as in :meth:`add`."""
+        """Return the mean loss and accuracy over all predictions; errors as in :meth:`add`."""
         self._fetch()
         return self._loss_sum / self.predictions, self._correct / self.predictions
 
