@@ -22,10 +22,9 @@ LLAMA = {
 def build(name: str = "gpt2", options: Any = None, **others: Any) -> CausalLanguageModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return hf_model(
-            vocab_size=13, context_length=6, name=name, options=GPT2 if options is None else options,
-            **others,
-        ).eval()  # fmt: skip
+        options = GPT2 if options is None else options
+        model = hf_model(vocab_size=13, context_length=6, name=name, options=options, **others)
+    return model.eval()
 
 
 def test_linear_layers_in_the_place_of_conv1d_compute_the_same() -> None:
@@ -68,7 +67,8 @@ def test_it_is_scored_by_the_fast_rules(name: str) -> None:
     ("name", "options", "words"),
     [
         ("gtp2", {}, "did you mean 'gpt2'"), ("bert-base-uncased", {}, "no|type of causal"),
-        ("gpt2", {"n_layers": 2}, "no option 'n_layers'"), ("gpt2", {"vocab_size": 2}, "vocab_size"),
+        ("gpt2", {"n_layers": 2}, "no option 'n_layers'"),
+        ("gpt2", {"vocab_size": 2}, "vocab_size"),
         ("gpt2", {"n_embd": 7, "n_head": 2}, "gpt2|divisible"),
     ],
 )  # fmt: skip
