@@ -4,6 +4,7 @@
 each stood when the club split (Zachary 1977, Journal of Anthropological Research 33(4)).
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -89,6 +90,7 @@ class KarateClub:
         return NodeBundle.from_positions(graph, *parts)
 
 
+@functools.cache
 def karate_club() -> Graph:
     """Return the graph; node v is member v + 1, class 0 is the instructor's."""
     pairs = [(one - 1, other - 1) for one, others in _TIES.items() for other in others]

@@ -3,6 +3,7 @@
 The files are pickles. They are read by :mod:`pai.data.inert_pickle`, which executes nothing.
 """
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,7 @@ class Cora:
         """
         folder = self._folder()
         if self.download and not folder.is_dir():
-            classes, edges = torch.arange(2708) % 7, torch.empty(2, 0, dtype=torch.int64)
-            return GraphSpec(Graph(torch.zeros(2708, 1433), edges, classes), 20)
+            return GraphSpec(_empty(), 20)
         return self._read(folder).spec
 
     def load(self) -> NodeBundle:
@@ -70,11 +70,23 @@ class Cora:
         return base if (base / "ind.cora.graph").is_file() else base / "cora"
 
     def _read(self, folder: Path) -> NodeBundle:
-        files = {name.rpartition("cora.")[2]: _content(folder / name) for name in _SHA256}
+        files = tuple((name.rpartition("cora.")[2], _content(folder / name)) for name in _SHA256)
         try:
-            return read_planetoid(files, normalise=self.normalise)
+            return _read_once(files, self.normalise)
         except ValueError as error:
             raise RunError(f"the files of Cora in {folder} are damaged: {error}") from error
+
+
+@functools.cache
+def _empty() -> Graph:
+    """Return a graph of Cora's sizes without edges."""
+    edges = torch.empty(2, 0, dtype=torch.int64)
+    return Graph(torch.zeros(2708, 1433), edges, torch.arange(2708) % 7)
+
+
+@functools.lru_cache(maxsize=2)
+def _read_once(files: tuple[tuple[str, bytes], ...], normalise: bool) -> NodeBundle:
+    return read_planetoid(dict(files), normalise=normalise)
 
 
 def read_planetoid(files: dict[str, bytes], *, normalise: bool) -> NodeBundle:

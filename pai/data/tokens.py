@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -164,7 +163,7 @@ class LearntPairs:
         text: str = _fast(self.json).decode(tokens.tolist(), skip_special_tokens=False)
         return text
 
-    def describe(self) -> Mapping[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Return a hash of the vocabulary and its merges."""
         learnt = _fast(self.json).get_vocab_size()
         return {

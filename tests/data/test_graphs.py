@@ -1,5 +1,6 @@
 """Graphs: the karate club's published facts, Planetoid's files, a pickle that is not executed."""
 
+import hashlib
 import struct
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from pai.data.download import fetch_files
 from pai.data.graphs import undirected
 from pai.data.inert_pickle import Call, parse
 from pai.data.karate import KarateClub, karate_club
@@ -183,3 +185,26 @@ def test_the_folder_of_cora(tmp_path: Path) -> None:
     (folder / "ind.cora.ty").write_bytes(b"\x80\x02")
     with pytest.raises(RunError, match="damaged"):
         Cora(str(folder)).load()
+
+
+def test_downloaded_files_are_checked_before_they_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = {"http://host/a": b"first", "http://host/b": b"second"}
+    digests = {url: hashlib.sha256(content).hexdigest() for url, content in contents.items()}
+
+    def download(url: str, root: Path, filename: str) -> None:
+        (root / filename).write_bytes(contents[url])
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", download)
+    folder = tmp_path / "data" / "cora"
+    with pytest.raises(RunError, match="http://host/b is not the file that was expected"):
+        fetch_files(digests | {"http://host/b": "0" * 64}, folder)
+    assert not folder.exists()
+    fetch_files(digests, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        "a": b"first", "b": b"second",
+    }  # fmt: skip
+    contents["http://host/a"] = b"changed"
+    fetch_files(digests, folder)  # it is there already
+    assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == ["cora"]
