@@ -13,6 +13,8 @@ from torch import Tensor
 from pai.data.augment import Augment
 from pai.data.shares import Batch, batch_sizes, check_share, own_share
 
+__all__ = ["Batch", "Batches", "Part"]
+
 
 class Part(Protocol):
     """The train, validation or test part of a data set, wherever its images are."""

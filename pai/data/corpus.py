@@ -5,6 +5,7 @@ import hashlib
 import lzma
 import sysconfig
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ _MODULES = (
     "functools", "heapq", "ipaddress", "random", "shutil", "statistics", "textwrap", "threading",
     "uuid",
 )  # fmt: skip
-_OPENERS = {".xz": lzma.open, ".gz": gzip.open}
+_UNPACK: dict[str, Callable[[bytes], bytes]] = {".xz": lzma.decompress, ".gz": gzip.decompress}
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,7 @@ def text_sha256(text: str) -> str:
 
 def _read(path: Path) -> str:
     try:
-        with _OPENERS.get(path.suffix, open)(path, "rb") as file:
-            content: bytes = file.read()
+        content = _UNPACK.get(path.suffix, bytes)(path.read_bytes())
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pai.data.augment import Augment
-from pai.data.batches import Batch
+from pai.data.shares import Batch
 from pai.errors import ConfigError
 from pai.seeding import generator
 

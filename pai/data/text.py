@@ -233,4 +233,5 @@ def _load(options: Text, source: Source) -> TextBundle:
                 f"{options.context_length + 1}; use a longer text or a shorter context"
             )
         parts.append(part)
-    return TextBundle(*parts, encoding=encoding, sha256=text_sha256(text))
+    train, val, test = parts
+    return TextBundle(train, val, test, encoding, text_sha256(text))

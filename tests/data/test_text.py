@@ -175,7 +175,7 @@ def test_the_mistakes_of_a_user_are_named(tmp_path: Path) -> None:
         bundle(path)
     for wrong in ({"context_length": 0}, {"val_fraction": 0.5, "test_fraction": 0.5}):
         with pytest.raises(ValueError, match=r"^(context_length|val_fraction)"):
-            Text(**wrong)  # type: ignore[arg-type]
+            Text(**wrong)
 
 
 def test_the_default_is_the_standard_library() -> None:
