@@ -52,7 +52,7 @@ def problem(name: str) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
             tokens = torch.randint(0, 9, (4, 7), generator=stream)
             return model, [(tokens[:3, :-1], tokens[:3, 1:]), (tokens[3:, :-1], tokens[3:, 1:])]
         data = KarateClub().load()
-        build = {"gcn": gcn, "gat": gat}[name]
+        build: Any = {"gcn": gcn, "gat": gat}[name]
         model = build(
             num_classes=2, node_features=data.graph.features, edge_index=data.graph.edge_index,
             width=4,
@@ -199,8 +199,9 @@ class Unfed(nn.Module):
 
 def test_synflow_on_tokens_is_the_flow_of_one_hot_inputs_of_ones() -> None:
     model = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 3), nn.Flatten(), nn.Linear(6, 2))
+    weights = (model.get_parameter(f"{k}.weight").detach().double().abs() for k in (0, 1, 3))
+    first, second, last = weights
     scores = pai.load_scorer("synflow")(model, [(torch.zeros(1, 2, dtype=torch.int64), None)])
-    first, second, last = (model[k].weight.detach().double().abs() for k in (0, 1, 3))
     into = first.sum(0)
     after = last.sum(0).view(2, 3).sum(0)
     torch.testing.assert_close(scores["1.weight"], second * after[:, None] * into)

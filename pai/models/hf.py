@@ -100,7 +100,8 @@ def replace_conv1d(model: nn.Module) -> None:
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, Conv1D):
-                linear = nn.Linear(*layer.weight.shape, dtype=layer.weight.dtype)
+                inputs, outputs = layer.weight.shape
+                linear = nn.Linear(inputs, outputs, dtype=layer.weight.dtype)
                 with torch.no_grad():
                     linear.weight.copy_(layer.weight.T)
                     linear.bias.copy_(layer.bias)

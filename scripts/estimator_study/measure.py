@@ -18,7 +18,8 @@ from torch import Tensor, nn
 import pai
 from estimator_study.plan import EXACT, Method, Setting, Study, base_setting, cell_file, cells
 from estimator_study.report import SPARSITIES, Cell
-from pai.data.bundle import Batches, DataBundle, Dataset
+from pai.data.bundle import Batches
+from pai.data.task import Bundle, Dataset
 from pai.library import load
 from pai.objective import mean_gradient
 from pai.records import write_bytes_atomically
@@ -43,7 +44,7 @@ def dataset(study: Study) -> Dataset:
 
 
 @functools.cache
-def data_of(study: Study) -> DataBundle:
+def data_of(study: Study) -> Bundle:
     """Return the data, loaded once per process."""
     return dataset(study).load()
 

@@ -1,8 +1,11 @@
 """Graph networks against the dense formulas of their papers."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pai.data.karate import karate_club
@@ -11,7 +14,11 @@ from pai.prunable import prunable_parameters
 
 GRAPH = karate_club()
 FEATURES = torch.randn(34, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-ARGUMENTS = {"num_classes": 3, "node_features": FEATURES, "edge_index": GRAPH.edge_index}
+ARGUMENTS: dict[str, Any] = {
+    "num_classes": 3,
+    "node_features": FEATURES,
+    "edge_index": GRAPH.edge_index,
+}
 NODES = torch.tensor([33, 0, 7, 0])
 
 
@@ -24,7 +31,7 @@ def neighbours() -> Tensor:
 
 @pytest.mark.parametrize("depth", [2, 3])
 def test_gcn_is_its_formula(depth: int) -> None:
-    model: GCN = gcn(**ARGUMENTS, depth=depth, width=4).double().eval()  # type: ignore[arg-type]
+    model: GCN = gcn(**ARGUMENTS, depth=depth, width=4).double().eval()
     adjacency = neighbours()
     scale = adjacency.sum(1).rsqrt()
     normalised = scale[:, None] * adjacency * scale
@@ -37,7 +44,7 @@ def test_gcn_is_its_formula(depth: int) -> None:
 
 
 def test_gat_is_its_formula() -> None:
-    model: GAT = gat(**ARGUMENTS, width=4, heads=2).double().eval()  # type: ignore[arg-type]
+    model: GAT = gat(**ARGUMENTS, width=4, heads=2).double().eval()
     adjacency, x = neighbours(), FEATURES
     for number, layer in enumerate(model.layers):
         heads = 2 if number == 0 else 1
@@ -54,7 +61,9 @@ def test_gat_is_its_formula() -> None:
 
 
 @pytest.mark.parametrize("build", [gcn, gat])
-def test_the_graph_is_not_among_the_weights_and_the_last_layer_stays_dense(build: type) -> None:
+def test_the_graph_is_not_among_the_weights_and_the_last_layer_stays_dense(
+    build: Callable[..., nn.Module],
+) -> None:
     model = build(**ARGUMENTS)
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
     assert list(prunable_parameters(model)) == ["layers.0.linear.weight"]
@@ -63,15 +72,15 @@ def test_the_graph_is_not_among_the_weights_and_the_last_layer_stays_dense(build
 
 
 def test_the_sizes_of_the_papers_on_cora() -> None:
-    sizes = {
+    sizes: dict[str, Any] = {
         "num_classes": 7, "node_features": torch.zeros(2, 1433),
         "edge_index": torch.empty(2, 0, dtype=torch.int64),
     }  # fmt: skip
-    counts = [sum(p.numel() for p in build(**sizes).parameters()) for build in (gcn, gat)]  # type: ignore[operator]
-    assert counts == [23_063, 92_373]
+    for model, count in ((gcn(**sizes), 23_063), (gat(**sizes), 92_373)):
+        assert sum(parameter.numel() for parameter in model.parameters()) == count
 
 
 @pytest.mark.parametrize("wrong", [{"width": 0}, {"depth": 1}, {"dropout": 1.0}, {"heads": 0}])
 def test_options_out_of_range_are_named(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))}"):
-        gat(**ARGUMENTS, **wrong)  # type: ignore[arg-type]
+        gat(**ARGUMENTS, **wrong)
