@@ -1,6 +1,7 @@
 """Causal language models of Hugging Face's ``transformers`` by their type, with fresh weights."""
 
 import difflib
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -64,13 +65,7 @@ def hf_model(
         raise ValueError(
             "name: transformers is not installed: pip install 'pai[language]'"
         ) from error
-    if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        close = difflib.get_close_matches(name, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, n=3)
-        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-        raise ValueError(
-            f"name must be a type of causal language model of transformers, such as gpt2 or llama, "
-            f"got {name!r}{hint}"
-        )
+    _check_name(name, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     kind = CONFIG_MAPPING[name]
     known = kind()
     for option in options:
@@ -88,6 +83,16 @@ def hf_model(
         ) from error
     replace_conv1d(model)
     return CausalLanguageModel(model)
+
+
+def _check_name(name: str, known: Collection[str]) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+        raise ValueError(
+            f"name must be a type of causal language model of transformers, such as gpt2 or llama, "
+            f"got {name!r}{hint}"
+        )
 
 
 def replace_conv1d(model: nn.Module) -> None:
