@@ -209,6 +209,14 @@ def test_synflow_on_tokens_is_the_flow_of_one_hot_inputs_of_ones() -> None:
         pai.load_scorer("synflow")(Unfed(), [(torch.zeros(1, 2, dtype=torch.int64), None)])
 
 
+def test_synflow_is_conserved_on_a_graph() -> None:
+    model, batches = problem("gcn")
+    parameters = pai.prunable_parameters(model, include_classifier=True)
+    scores = pai.load_scorer("synflow")(model, batches, parameters=parameters)
+    into, out_of = scores["layers.0.linear.weight"].sum(1), scores["layers.1.linear.weight"].sum(0)
+    torch.testing.assert_close(into, out_of)
+
+
 def test_positions_cannot_be_ignored_while_scoring() -> None:
     model, [(x, y), _] = problem("gpt")
     y = y.clone()
