@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import pai
+from pai.flops import forward_cost
 from pai.models.hf import CausalLanguageModel, hf_model, replace_conv1d
 from pai.prunable import classifier, prunable_parameters
 
@@ -61,6 +62,19 @@ def test_it_is_scored_by_the_fast_rules(name: str) -> None:
         warnings.simplefilter("error")  # a slow path is announced by a warning
         scores = pai.load_scorer(name)(model, batches)
     assert all(bool(score.isfinite().all()) and bool(score.any()) for score in scores.values())
+
+
+def test_forward_mode_and_the_count_of_operations_work() -> None:
+    model, tokens = build(), torch.randint(0, 13, (2, 6))
+    scorer = pai.load_scorer("hd", matrix="gauss_newton", num_probes=2)
+    scores = scorer(model, [(tokens, tokens)])
+    assert all(bool(score.isfinite().all()) and bool(score.any()) for score in scores.values())
+    mask = pai.select({name: score.abs() for name, score in scores.items()}, sparsity=0.5)
+    cost = forward_cost(model, mask, tokens)
+    linear = 6 * (sum(score.numel() for score in scores.values()) + 8 * 13)
+    attention = 2 * 6 * 6 * 8
+    assert cost.forward_flops_dense == 2 * (linear + attention)
+    assert cost.forward_flops_masked < cost.forward_flops_dense
 
 
 @pytest.mark.parametrize(
