@@ -18,8 +18,7 @@ from torch import Tensor, nn
 import pai
 from estimator_study.plan import EXACT, Method, Setting, Study, base_setting, cell_file, cells
 from estimator_study.report import SPARSITIES, Cell
-from pai.data.bundle import Batches
-from pai.data.task import Bundle, Dataset
+from pai.data.bundle import Batches, DataBundle, Dataset
 from pai.library import load
 from pai.objective import mean_gradient
 from pai.records import write_bytes_atomically
@@ -44,9 +43,11 @@ def dataset(study: Study) -> Dataset:
 
 
 @functools.cache
-def data_of(study: Study) -> Bundle:
+def data_of(study: Study) -> DataBundle:
     """Return the data, loaded once per process."""
-    return dataset(study).load()
+    images: Any = dataset(study).load()
+    loaded: DataBundle = images
+    return loaded
 
 
 @functools.cache

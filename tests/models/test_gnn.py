@@ -81,6 +81,6 @@ def test_the_sizes_of_the_papers_on_cora() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"width": 0}, {"depth": 1}, {"dropout": 1.0}, {"heads": 0}])
-def test_options_out_of_range_are_named(wrong: dict[str, float]) -> None:
+def test_options_out_of_range_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))}"):
         gat(**ARGUMENTS, **wrong)
