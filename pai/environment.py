@@ -10,7 +10,17 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("pai", "torch", "torchvision", "timm", "hydra-core", "numpy", "wandb")
+_PACKAGES = (
+    "pai",
+    "torch",
+    "torchvision",
+    "timm",
+    "hydra-core",
+    "numpy",
+    "wandb",
+    "transformers",
+    "tokenizers",
+)
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

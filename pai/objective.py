@@ -1,4 +1,8 @@
-"""The function every score differentiates: the mean loss over the scoring samples at ``f / T``."""
+"""The function every score differentiates: the mean loss over the scoring samples at ``f / T``.
+
+Outputs are ``[N, C]``, or ``[N, C, L]`` for samples with L predictions each; targets are ``[N]`` or
+``[N, L]``. The loss ``l_n`` of a sample is the mean over its own predictions.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -26,8 +30,20 @@ def check_temperature(temperature: float) -> None:
 def mean_loss(
     outputs: Tensor, targets: Tensor, loss_fn: LossFn | None, temperature: float
 ) -> Tensor:
-    """Return ``loss_fn(outputs / T, targets)``: a scalar, the mean over the batch."""
-    return (loss_fn or F.cross_entropy)(outputs / temperature, targets)
+    """Return ``loss_fn(outputs / T, targets)``: a scalar, the mean over the batch.
+
+    Raises:
+        ValueError: cross-entropy was given negative targets. It would leave those positions out
+            (``ignore_index``), and then the mean over a batch is not the mean of its samples.
+    """
+    if loss_fn is None:
+        if not targets.is_floating_point() and bool((targets < 0).any()):
+            raise ValueError(
+                "targets are negative: positions cannot be ignored while scoring; leave them out, "
+                "or give a loss_fn that is a mean over samples"
+            )
+        loss_fn = F.cross_entropy
+    return loss_fn(outputs / temperature, targets)
 
 
 def gradients(

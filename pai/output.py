@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -123,8 +124,11 @@ class Output:
         write_record(self._run_dir, self._record)
 
     def model(self, model: nn.Module) -> None:
-        """Write the weights."""
-        weights = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
+        """Write the weights; a shared one (tied embeddings) under each of its names."""
+        weights = {
+            name: value.cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in model.state_dict().items()
+        }
         write_bytes_atomically(self._run_dir / MODEL_FILE, save(weights))
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pai.components import build
-from pai.data.bundle import Dataset, DataSpec
+from pai.data.task import Dataset, Spec
 from pai.distributed import launched, local_rank
 from pai.errors import ConfigError, first_line
 from pai.gpus import own_gpu
@@ -41,7 +41,7 @@ class Plan:
 
     config: dict[str, Any]
     dataset: Dataset
-    spec: DataSpec
+    spec: Spec
     build_model: Callable[[], nn.Module]
     scorer: Scorer
     warmup: Warmup
@@ -57,8 +57,8 @@ class Plan:
 def prepare(config: Mapping[str, Any]) -> Plan:
     """Validate ``config`` and build its components.
 
-    The data set is only looked at (folders, one image header); the model is built and run on two
-    empty images on the CPU.
+    The data set is only looked at (folders, one image header; a text is read); the model is built
+    and run on two empty samples on the CPU.
 
     Raises:
         ConfigError: what the user has to change, naming the key.
@@ -75,10 +75,16 @@ def prepare(config: Mapping[str, Any]) -> Plan:
     spec = parts["dataset"].check()
     wanted = config["scoring"]["samples_per_class"]
     if wanted > spec.smallest_class:
+        raise ConfigError(f"scoring.samples_per_class: {wanted} is too many; {spec.room()}")
+    if parts["training"].mixup_alpha > 0 and not spec.task.mixable:
         raise ConfigError(
-            f"scoring.samples_per_class: {wanted} is too many; the smallest class has "
-            f"{spec.smallest_class} training images"
+            f"training.mixup_alpha: mixup averages inputs, and those of {spec.task.data} are "
+            f"numbers of {spec.task.predictions}; set it to 0"
         )
+    try:
+        parts["scorer"].check_outputs(spec.outputs())
+    except ValueError as error:
+        raise ConfigError(f"scorer: {error}") from error
     effective = config["sparsity_is"] == "effective"
     shapes = _check_model(
         json.dumps(config["model"]), spec,
@@ -149,31 +155,24 @@ def _check_effective(
         ) from None
 
 
-def _model_builder(node: Mapping[str, Any], spec: DataSpec) -> Callable[[], nn.Module]:
-    """Bind what the run knows: classes and channels, and the image size where it is asked for.
-
-    ``image_size``, the side of square images in pixels, goes to a builder that has a parameter of
-    that name; a network that takes any size has none.
+def _model_builder(node: Mapping[str, Any], spec: Spec) -> Callable[[], nn.Module]:
+    """Bind what the run knows of the data set: classes and channels, a vocabulary, a graph.
 
     Raises:
-        ConfigError: the builder lacks a parameter, or the images are not square.
+        ConfigError: the builder lacks a parameter, or is not for such data.
     """
     builder = build("model", {**node, "_partial_": True})
     parameters = inspect.signature(builder).parameters
-    supplied = {"num_classes": spec.num_classes, "in_channels": spec.channels}
-    if "image_size" in parameters:
-        if spec.height != spec.width:
-            raise ConfigError(
-                f"model._target_: {node['_target_']} is for square images, those of the data set "
-                f"have {spec.height}x{spec.width} pixels"
-            )
-        supplied["image_size"] = spec.height
+    try:
+        supplied = spec.arguments(parameters.keys())
+    except ValueError as error:
+        raise ConfigError(f"model._target_: {node['_target_']} {error}") from error
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         for name in supplied:
             if name not in parameters:
                 raise ConfigError(
                     f"model._target_: {node['_target_']} has no parameter {name}, which the run "
-                    f"supplies"
+                    f"supplies for {spec.task.data} (model={spec.task.example_model} has it)"
                 )
     return functools.partial(builder, **supplied)
 
@@ -213,9 +212,9 @@ def resolve_device(name: str) -> torch.device:
 
 @functools.cache
 def _check_model(
-    model_config: str, spec: DataSpec, *, include_classifier: bool, effective: bool
+    model_config: str, spec: Spec, *, include_classifier: bool, effective: bool
 ) -> Shapes:
-    """Build the model once and run it on two empty images; remembered over the jobs of a sweep.
+    """Build the model once and run it on two empty samples; remembered over the jobs of a sweep.
 
     Returns:
         The shapes of its prunable weights by name.
@@ -227,17 +226,14 @@ def _check_model(
         except (ValueError, RuntimeError) as error:  # RuntimeError: more memory than there is
             raise ConfigError(f"model: {first_line(error)}") from error
         try:
-            outputs = model(torch.zeros(2, spec.channels, spec.height, spec.width))
-        except (ValueError, RuntimeError, AssertionError, ArithmeticError) as error:
-            raise ConfigError(
-                f"model: does not fit images of {spec.channels}x{spec.height}x{spec.width} "
-                f"(dataset.image_size): {first_line(error)}"
-            ) from error
+            outputs = model(spec.inputs())
+        except (ValueError, RuntimeError, AssertionError, ArithmeticError, IndexError) as error:
+            raise ConfigError(f"model: does not fit {spec.says()}: {first_line(error)}") from error
     shape = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
-    if shape != (2, spec.num_classes):
+    if shape != spec.outputs():
         raise ConfigError(
-            f"model: gives outputs of shape {shape} where "
-            f"(2, {spec.num_classes}) is needed for two images and {spec.num_classes} classes"
+            f"model: gives outputs of shape {shape} where {spec.outputs()} is needed for two "
+            f"{spec.task.sample}s and {spec.outputs()[1]} classes"
         )
     shapes = {
         name: tuple(parameter.shape)
@@ -252,7 +248,7 @@ def _check_model(
         raise ConfigError(f"model: has no prunable weights{hint}")
     if effective:
         try:
-            Connectivity(model, torch.zeros(1, spec.channels, spec.height, spec.width)).paths({})
+            Connectivity(model, spec.inputs()[:1]).paths({})
         except NotDefinedError as error:
             raise ConfigError(
                 f"sparsity_is: effective sparsity is not defined for this network: {error}"

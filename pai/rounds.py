@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from pai.clock import Clock
-from pai.data.bundle import DataBundle
+from pai.data.task import Bundle
 from pai.distributed import broadcast_object
 from pai.flops import forward_cost
 from pai.masking.mask import dense_mask
@@ -30,7 +30,7 @@ _FLOPS_PER_FORWARD = 3  # a training step: forward, and backward as two of its k
 def prune_in_rounds(
     plan: Plan,
     model: nn.Module,
-    data: DataBundle[Any],
+    data: Bundle,
     find: FindFn,
     state: dict[str, Any] | None,
     clock: Clock,
@@ -77,7 +77,7 @@ def prune_in_rounds(
 
 
 def _train(
-    plan: Plan, model: nn.Module, data: DataBundle[Any], number: int, state: dict[str, Any],
+    plan: Plan, model: nn.Module, data: Bundle, number: int, state: dict[str, Any],
     output: Output,
 ) -> dict[str, Any]:  # fmt: skip
     """Train for the round; note the weights to rewind to when their epoch has come."""

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from pai.clock import Clock
-from pai.data.bundle import DataBundle
+from pai.data.task import Bundle
 from pai.distributed import broadcast_object, world_size
 from pai.environment import describe_environment, peak_memory_gib
 from pai.errors import ConfigError
@@ -167,6 +167,7 @@ def _pipeline(plan: Plan, record: dict[str, Any], clock: Clock, output: Output) 
         record["data"] = {part: len(getattr(data, part)) for part in ("train", "val", "test")}
         record["data"]["scoring"] = len(batches.order)
     output.say("data: %s", ", ".join(f"{n:,} {part}" for part, n in record["data"].items()))
+    record["data"] |= data.describe()
     with global_seed(seed, "initialization"):
         model = plan.build_model().to(plan.device)
 
@@ -190,7 +191,7 @@ def _pipeline(plan: Plan, record: dict[str, Any], clock: Clock, output: Output) 
 
 
 def _prune(
-    plan: Plan, model: nn.Module, data: DataBundle[Any], draw: Draw,
+    plan: Plan, model: nn.Module, data: Bundle, draw: Draw,
     record: dict[str, Any], clock: Clock, output: Output,
 ) -> Mask:  # fmt: skip
     """Warm up, train if the baseline wants it, score and mask; leaves the pruned network."""

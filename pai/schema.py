@@ -46,14 +46,19 @@ class TopLevel(BaseModel):
 GROUPS = (
     "dataset", "model", "scorer", "warmup", "schedule", "baseline", "sanity", "training", "logger",
 )  # fmt: skip
-_SUPPLIED_BY_THE_RUN = {"model": ("num_classes", "in_channels", "image_size")}
+_SUPPLIED_BY_THE_RUN = {
+    "model": (
+        "num_classes", "in_channels", "image_size", "vocab_size", "context_length",
+        "node_features", "edge_index",
+    )
+}  # fmt: skip
 
 
 def check_config(config: Mapping[str, Any]) -> None:
     """Raise :class:`ConfigError` naming every unknown key, wrong type and value out of range."""
     faults = model_faults("", TopLevel, config)
     if not faults and config["model"].get("_partial_") is not True:
-        faults = ["model._partial_: has to be true; the run supplies classes, channels, image size"]
+        faults = ["model._partial_: has to be true; the run supplies what the data set says"]
     if not faults:
         for group in GROUPS:
             faults += component_faults(group, config[group], _SUPPLIED_BY_THE_RUN.get(group, ()))

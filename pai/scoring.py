@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pai.clock import Clock
-from pai.data.bundle import Batches, DataBundle
+from pai.data.task import Bundle, SampleBatches
 from pai.masking.effective import Connectivity
 from pai.masking.mask import dense_mask
 from pai.masking.schedule import find_mask
@@ -21,14 +21,14 @@ from pai.prunable import prunable_parameters
 from pai.scorers.memo import remembering
 from pai.seeding import derive_seed, generator
 
-Draw = Callable[[int], Batches]
+Draw = Callable[[int], SampleBatches]
 """Gives the scoring batches of a round of the schedule, counted from 0."""
 
 
-def scoring_samples(data: DataBundle[Any], scoring: Mapping[str, Any], seed: int) -> Draw:
+def scoring_samples(data: Bundle, scoring: Mapping[str, Any], seed: int) -> Draw:
     """Return a function from a round to its scoring batches, each round's an independent draw."""
 
-    def draw(number: int) -> Batches:
+    def draw(number: int) -> SampleBatches:
         chosen = seed if number == 0 else derive_seed(seed, f"scoring_round/{number}")
         return data.scoring_batches(scoring["samples_per_class"], scoring["batch_size"], chosen)
 
@@ -67,7 +67,7 @@ def score_and_select(
     with (
         remembering(
             Path(folder).expanduser() if folder and alone else None, model, draw(0), probes,
-            about={"model": config["model"], "spec": asdict(plan.spec)},
+            about={"model": config["model"], "spec": plan.spec.describe()},
         ) as memo,
         spent.timed("both"),
     ):  # fmt: skip
@@ -92,7 +92,9 @@ def score_and_select(
     return mask
 
 
-def _describe(plan: Plan, model: nn.Module, batches: Batches, output: Output) -> dict[str, Any]:
+def _describe(
+    plan: Plan, model: nn.Module, batches: SampleBatches, output: Output
+) -> dict[str, Any]:
     parameters = prunable_parameters(model, include_classifier=plan.config["include_classifier"])
     told = plan.scorer.describe(model, batches, parameters)
     if told.get("curved"):

@@ -12,20 +12,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pai.models.gnn import gat, gcn
+from pai.models.gpt import gpt
+
 CLASSES = 3
 SAMPLES = 5
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network with data; ``slow`` names parameters no per-sample rule covers."""
+    """A network with data; ``slow`` names parameters no per-sample rule covers.
+
+    Inputs are real numbers, or whole numbers below ``tokens``. ``positions`` are the predictions
+    of each sample, if it has several.
+    """
 
     name: str
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]
     piecewise_linear: bool = False
     slow: tuple[str, ...] = ()
-    tokens: bool = False
+    tokens: int = 0
+    positions: tuple[int, ...] = ()
 
     def problem(self) -> tuple[nn.Module, Tensor, Tensor]:
         """Return model (eval mode, random statistics), inputs and targets, always the same."""
@@ -39,8 +47,8 @@ class Case:
                     module.running_var.uniform_(0.5, 2)
             inputs = torch.randn(SAMPLES, *self.shape, dtype=torch.float64)
             if self.tokens:
-                inputs = torch.randint(0, CLASSES, (SAMPLES, *self.shape))
-            targets = torch.randint(0, CLASSES, (SAMPLES,))
+                inputs = torch.randint(0, self.tokens, (SAMPLES, *self.shape))
+            targets = torch.randint(0, CLASSES, (SAMPLES, *self.positions))
         return model, inputs, targets
 
 
@@ -228,6 +236,43 @@ class ChannelsLast(nn.Module):
         return self.head(self.second(x).mean((2, 3)))
 
 
+class SharedTable(nn.Module):
+    """A linear layer on a table, the same for all samples: its input has no axis of samples."""
+
+    table: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.linspace(-1, 1, 12).view(1, 3, 4))
+        self.on_table = nn.Linear(4, 4)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(x * self.on_table(self.table)).mean(1))
+
+
+def _language(*, tied: bool) -> nn.Module:
+    model = gpt(
+        vocab_size=CLASSES, context_length=4, embed_dim=4, depth=1, num_heads=2, mlp_ratio=1.5,
+        tie_embeddings=tied,
+    )  # fmt: skip
+    with torch.no_grad():  # at 0.02 nearly nothing depends on anything
+        for parameter in model.parameters():
+            parameter.add_(0.5 * torch.randn(parameter.shape))
+    return model
+
+
+def _graph(build: Callable[..., nn.Module], **options: Any) -> nn.Module:
+    """A network on a ring of six nodes with a chord.
+
+    With one-hot features a weight meets one node alone, and squares of sums over nodes are sums of
+    squares: a rule that takes nodes for samples is right for a single sample.
+    """
+    pairs = [(v, (v + 1) % 6) for v in range(6)] + [(0, 3)]
+    edges = torch.tensor(pairs + [(b, a) for a, b in pairs]).T
+    return build(num_classes=CLASSES, node_features=torch.eye(6), edge_index=edges, **options)
+
+
 def _conv(name: str, layer: Callable[[], nn.Module], channels: int) -> Case:
     return Case(name, lambda: _cnn(layer(), channels), (4, 6, 6), piecewise_linear=True)
 
@@ -264,8 +309,19 @@ CASES = [
     Case("attention_cross", CrossAttention, (3, 3)),
     Case("attention_sizes", lambda: CrossAttention(3, kdim=3, vdim=3, bias=False), (3, 3)),
     Case("sequence_first", SequenceFirst, (3, 3), slow=("embed.weight",)),
-    Case("embedding", lambda: Language(tied=False), (4,), tokens=True),
-    Case("embedding_tied", lambda: Language(tied=True), (4,), tokens=True),
+    Case("embedding", lambda: Language(tied=False), (4,), tokens=CLASSES),
+    Case("embedding_tied", lambda: Language(tied=True), (4,), tokens=CLASSES),
+    Case("gpt", lambda: _language(tied=False), (4,), tokens=CLASSES, positions=(4,)),
+    Case("gpt_tied", lambda: _language(tied=True), (4,), tokens=CLASSES, positions=(4,)),
+    Case(
+        "gcn", lambda: _graph(gcn, width=4), (), tokens=6,
+        piecewise_linear=True, slow=("layers.0.linear.weight", "layers.1.linear.weight"),
+    ),
+    Case(
+        "gat", lambda: _graph(gat, width=3, heads=2), (), tokens=6,
+        slow=("layers.0.linear.weight", "layers.1.linear.weight"),
+    ),
+    Case("shared_table", SharedTable, (3, 4), slow=("on_table.weight",)),
     Case("non_contiguous", NonContiguous, (4, 5), piecewise_linear=True),
     Case("channels_last", ChannelsLast, (4, 6, 6), piecewise_linear=True),
     Case(

@@ -1,6 +1,6 @@
 """Dense truth from autograd, one sample and one entry at a time, for networks of a few weights.
 
-Legend: N samples, P parameters in all, C classes.
+Legend: N samples, P parameters in all, C classes, L predictions of a sample (1 or more).
 """
 
 from collections.abc import Mapping
@@ -58,17 +58,19 @@ def hessian(
 def ggn(
     model: nn.Module, parameters: Mapping[str, Tensor], x: Tensor, temperature: float
 ) -> Tensor:
-    """Return ``[P, P]``: ``(1/N) sum_n J_n^T (diag(p_n) - p_n p_n^T) J_n``, J_n of ``f_n/T``."""
+    """Return ``[P, P]``: ``(1/(N L)) sum_nl J^T (diag(p) - p p^T) J``, ``J_nl`` of ``f_nl/T``."""
     total = None
     for n in range(len(x)):
 
         def logits(vector: Tensor, n: int = n) -> Tensor:
-            return _outputs(model, vector, parameters, x[n : n + 1])[0] / temperature
+            out = _outputs(model, vector, parameters, x[n : n + 1])[0] / temperature
+            return out.reshape(len(out), -1).T  # [L, C]
 
         vector = flatten(parameters).detach()
         jacobian: Tensor = torch.autograd.functional.jacobian(logits, vector)
-        p = logits(vector).detach().softmax(0)
-        part = jacobian.T @ (torch.diag(p) - torch.outer(p, p)) @ jacobian
-        total = part if total is None else total + part
+        rows = logits(vector).detach().softmax(1)
+        for p, j in zip(rows, jacobian, strict=True):
+            part = j.T @ (torch.diag(p) - torch.outer(p, p)) @ j / len(rows)
+            total = part if total is None else total + part
     assert total is not None
     return total / len(x)

@@ -120,6 +120,8 @@ def test_records_need_the_standard_library_only() -> None:
         ({"PIL", "sklearn"}, {"data"}),
         ({"torchvision"}, {"data", "models"}),
         ({"timm"}, {"models"}),
+        ({"transformers"}, {"models"}),
+        ({"tokenizers"}, {"data"}),
     ],
 )
 def test_a_library_is_used_where_it_belongs(packages: set[str], users: set[str]) -> None:

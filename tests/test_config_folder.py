@@ -10,7 +10,6 @@ from torch import nn
 
 import pai
 from pai.components import build
-from pai.data.bundle import DataSpec
 from pai.masking.schedule import Exponential, OneShot
 from pai.paths import config_folder
 from pai.plan import prepare
@@ -29,14 +28,17 @@ PROMISED = {
     "model": (
         "resnet18 resnet20 resnet32 resnet34 resnet50 resnet56 vgg11 vgg13 vgg16 vgg19 "
         "resnet18_tiny vgg16_tiny vgg19_tiny resnet18_imagenet resnet34_imagenet resnet50_imagenet "
-        "vit_cifar vit_tiny vit_small timm"
+        "vit_cifar vit_tiny vit_small timm gpt hf gcn gat"
     ),
     "warmup": "none bn_stats bn_exact bn_batches",
     "schedule": "oneshot exponential linear iter_snip force ntk_sap",
     "baseline": "none pretrain magnitude_after_training lottery_ticket",
     "sanity": "none shuffle reinit invert random_same_budget",
     "logger": "wandb none",
-    "dataset": "digits cifar10 cifar100 tinyimagenet imagenet imagefolder imagefolder_streamed",
+    "dataset": (
+        "digits cifar10 cifar100 tinyimagenet imagenet imagefolder imagefolder_streamed text "
+        "text_bytes text_bpe karate cora"
+    ),
 }
 
 
@@ -78,7 +80,7 @@ def check_parts(whole: dict[str, Any]) -> None:
     """Assert that every group of a configuration builds, and builds the right kind of thing."""
     check_config(whole)
     parts = {group: build(group, whole[group]) for group in GROUPS}
-    assert isinstance(parts["dataset"].check(), DataSpec)
+    assert parts["dataset"].check().smallest_class >= 1
     assert callable(parts["model"])
     assert isinstance(parts["scorer"], Scorer)
     assert callable(parts["warmup"])

@@ -74,8 +74,8 @@ def alone_weights(run_dir: Path, kind: str) -> dict[str, torch.Tensor]:
 def test_only_the_main_process_leaves_files(shared: Path) -> None:
     files = {path.name for path in shared.parents[2].rglob("*") if path.is_file()}
     assert files == {
-        "record.json", "mask.safetensors", "model.safetensors", "scores.json", "pai.log", "config.yaml",
-        "hydra.yaml", "overrides.yaml",
+        "record.json", "mask.safetensors", "model.safetensors", "scores.json", "pai.log",
+        "config.yaml", "hydra.yaml", "overrides.yaml",
     }  # fmt: skip
 
 

@@ -135,7 +135,8 @@ def test_the_model_file_has_the_recorded_test_accuracy(
     run_dir: Path, record: dict[str, Any]
 ) -> None:
     tiny = plan("scorer=snip", "training.epochs=2")
-    model, data = tiny.build_model(), tiny.dataset.load()
+    model = tiny.build_model()
+    data: Any = tiny.dataset.load()
     model.load_state_dict(load_file(run_dir / "model.safetensors"))
     images = data.test.images.float() / 255
     images = (images - data.mean.view(1, -1, 1, 1)) / data.std.view(1, -1, 1, 1)

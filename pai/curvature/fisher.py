@@ -1,7 +1,8 @@
 """Fisher diagonals: means over samples of squared per-sample gradients.
 
-Legend: N samples, C classes, T temperature, f logits, p = softmax(f/T), l_n the loss of sample n
-at f/T.
+Legend: N samples, C classes, L predictions of a sample (1 for a classifier, the positions of a
+sequence), T temperature, f logits ``[B, C]`` or ``[B, C, L]``, p = softmax(f/T), l_n the loss of
+sample n at f/T, the mean over its predictions.
 """
 
 from collections.abc import Iterator, Mapping
@@ -53,11 +54,14 @@ class EmpiricalFisher:
 
 @dataclass(frozen=True)
 class MonteCarloFisher:
-    """``h_i = (1/(N k)) sum_n sum_j (d l(f_n/T, y_nj) / d w_i)^2`` with labels drawn from ``p_n``.
+    """``h_i = (L/(N k)) sum_n sum_j (d l(f_n/T, y_nj) / d w_i)^2`` with labels drawn from ``p_n``.
 
-    ``k = num_draws`` labels per sample. Under cross-entropy it is unbiased for the diagonal of the
-    generalised Gauss-Newton matrix (:class:`pai.curvature.ggn.ExactGGN`), with a standard error
-    that falls as ``1/sqrt(N k)``. The mean gradient ``g`` still uses the labels of the data.
+    ``k = num_draws`` labels per prediction, independent of one another. The gradients of a
+    sample's L predictions then are independent with mean zero, so the square of their mean is on
+    average ``1/L`` of the mean of their squares; the factor L repairs that. Under cross-entropy it
+    is unbiased for the diagonal of the generalised Gauss-Newton matrix
+    (:class:`pai.curvature.ggn.ExactGGN`), with a standard error that falls as ``1/sqrt(N k)``. The
+    mean gradient ``g`` still uses the labels of the data.
     Source: Kunstner et al. 2019, arXiv 1905.12558, section 2.
     """
 
@@ -78,7 +82,7 @@ class MonteCarloFisher:
 
         Raises:
             ValueError: a ``loss_fn`` was given (the label distribution of cross-entropy is
-                assumed), or the outputs are not logits ``[B, C]``.
+                assumed), or the outputs are no logits that fit the targets.
         """
         require_cross_entropy(loss_fn, "mc_fisher")
 
@@ -86,14 +90,15 @@ class MonteCarloFisher:
 
         def numbers_for_targets() -> Iterator[tuple[Tensor, Tensor]]:
             for inputs, targets in batches:
-                shape = (len(targets), self.num_draws)
+                shape = (*prediction_shape(targets), self.num_draws)
                 yield inputs, torch.rand(shape, dtype=torch.float64, generator=stream)
 
         def draws(outputs: Tensor, uniform: Tensor) -> Iterator[Tensor]:
-            logits = require_logits(outputs) / self.temperature
-            labels = draw_labels(logits.detach().softmax(1), uniform)
+            logits = require_logits(outputs, uniform.shape[:-1]) / self.temperature
+            labels = draw_labels(logits.detach().softmax(1).movedim(1, -1), uniform)
             for j in range(self.num_draws):
-                yield F.cross_entropy(logits, labels[:, j], reduction="sum")
+                total = F.cross_entropy(logits, labels[..., j], reduction="sum")
+                yield total / predictions(logits) ** 0.5
 
         mean = per_sample_means(
             model, numbers_for_targets(), parameters, draws, trial=draws, with_gradients=False
@@ -106,13 +111,24 @@ class MonteCarloFisher:
 
 
 def draw_labels(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """Return labels ``[B, k]`` of distribution ``p [B, C]`` from numbers ``u [B, k]`` in [0, 1).
+    """Return labels ``[..., k]`` of distributions ``p [..., C]`` from ``u [..., k]`` in [0, 1).
 
     The label of ``u`` is the first c with ``p_0 + ... + p_c > u``; computed on the CPU in float64.
     """
-    steps = probabilities.cpu().double().cumsum(1)
-    labels = torch.searchsorted(steps, uniform.cpu() * steps[:, -1:], right=True)
-    return labels.clamp(max=probabilities.shape[1] - 1).to(probabilities.device)
+    steps = probabilities.cpu().double().cumsum(-1)
+    labels = torch.searchsorted(steps, uniform.cpu() * steps[..., -1:], right=True)
+    return labels.clamp(max=probabilities.shape[-1] - 1).to(probabilities.device)
+
+
+def prediction_shape(targets: Tensor) -> tuple[int, ...]:
+    """Return ``[N]`` or ``[N, L]`` for targets that are classes or probabilities of classes."""
+    shape = tuple(targets.shape)
+    return shape[:1] + shape[2:] if targets.is_floating_point() else shape
+
+
+def predictions(logits: Tensor) -> int:
+    """Return L of logits ``[B, C]`` (1) or ``[B, C, L]``."""
+    return logits.shape[2:].numel()
 
 
 def require_cross_entropy(loss_fn: LossFn | None, estimator: str) -> None:
@@ -124,10 +140,16 @@ def require_cross_entropy(loss_fn: LossFn | None, estimator: str) -> None:
         )
 
 
-def require_logits(outputs: Tensor) -> Tensor:
-    """Return ``outputs`` if they are ``[B, C]``, else raise ``ValueError``."""
-    if outputs.ndim != 2:
-        raise ValueError(f"logits of shape [B, C] are needed, got {tuple(outputs.shape)}")
+def require_logits(outputs: Tensor, expected: tuple[int, ...]) -> Tensor:
+    """Return ``outputs`` if they are ``[B, C]`` or ``[B, C, L]`` for ``expected`` ``[B(, L)]``.
+
+    Raises:
+        ValueError: they are not.
+    """
+    shape = tuple(outputs.shape)
+    if shape[:1] + shape[2:] != tuple(expected):
+        wanted = ", ".join(map(str, [*expected[:1], "C", *expected[1:]]))
+        raise ValueError(f"logits of shape [{wanted}] are needed, got {shape}")
     return outputs
 
 

@@ -1,5 +1,10 @@
-"""The exact diagonal of the generalised Gauss-Newton matrix (GGN) under cross-entropy."""
+"""The exact diagonal of the generalised Gauss-Newton matrix (GGN) under cross-entropy.
 
+Legend: N samples, C classes, L predictions of a sample (1, or the positions of a sequence), B of a
+batch, T temperature.
+"""
+
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,23 +13,29 @@ import torch
 from torch import Tensor, nn
 
 from pai.curvature.estimate import Estimate
-from pai.curvature.fisher import require_cross_entropy, require_logits, sum_of_losses
+from pai.curvature.fisher import (
+    prediction_shape,
+    predictions,
+    require_cross_entropy,
+    require_logits,
+    sum_of_losses,
+)
 from pai.curvature.per_sample import per_sample_means
 from pai.objective import Batches, LossFn, check_temperature, mean_gradient
 
 
 @dataclass(frozen=True)
 class ExactGGN:
-    """``h_i = (1/N) sum_n sum_c (J_n^T s_nc)_i^2``, ``J_n`` the Jacobian of ``f_n / T``.
+    """``h_i = (1/(N L)) sum_n sum_l sum_c (J_nl^T s_nlc)_i^2``, ``J_nl`` Jacobian of ``f_nl / T``.
 
-    ``sum_c s_nc s_nc^T = diag(p_n) - p_n p_n^T`` is the Hessian of cross-entropy. It has rank
-    C - 1, so the columns ``s_nc`` of its Cholesky factor are C - 1 (:func:`cholesky_columns`), and
-    so are the backward passes. No noise. Where the network is piecewise linear in
-    each single weight (affine layers, ReLU, max pooling, residual additions, BatchNorm in eval
-    mode, no shared weights) it equals the diagonal of the Hessian; elsewhere (GELU, attention,
-    weight sharing) it is the Gauss-Newton part of it (:func:`pai.curvature.curved_parameters`
-    finds out). Source: Schraudolph 2002, Neural Computation
-    14(7); Martens 2020, arXiv 1412.1193, section 9.
+    ``sum_c s_nlc s_nlc^T = diag(p_nl) - p_nl p_nl^T`` is the Hessian of cross-entropy. It has rank
+    C - 1, so the columns ``s_nlc`` of its Cholesky factor are C - 1 (:func:`cholesky_columns`), and
+    the backward passes are ``L (C - 1)``; ``max_classes`` bounds ``L C``. No noise. Where the
+    network is piecewise linear in each single weight (affine layers, ReLU, max pooling, residual
+    additions, BatchNorm in eval mode, no shared weights) it equals the diagonal of the Hessian;
+    elsewhere (GELU, attention, weight sharing) it is the Gauss-Newton part of it
+    (:func:`pai.curvature.curved_parameters` finds out). Source: Schraudolph 2002, Neural
+    Computation 14(7); Martens 2020, arXiv 1412.1193, section 9.
     """
 
     temperature: float = 1.0
@@ -43,21 +54,18 @@ class ExactGGN:
         """Return the diagonal; the mean gradient costs one pass more.
 
         Raises:
-            ValueError: a ``loss_fn`` was given, the outputs are not logits ``[B, C]``, or C is
-                above ``max_classes``.
+            ValueError: a ``loss_fn`` was given, the outputs are no logits that fit the targets, or
+                there are too many of them (:meth:`check_outputs`).
         """
         require_cross_entropy(loss_fn, "exact_ggn")
 
         def columns(outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
-            logits = require_logits(outputs) / self.temperature
-            if logits.shape[1] > self.max_classes:
-                raise ValueError(
-                    f"exact_ggn takes one backward pass per class, and there are "
-                    f"{logits.shape[1]}; mc_fisher estimates the same without bias, or set "
-                    f"max_classes to insist"
-                )
-            for column in cholesky_columns(logits.detach().softmax(1)):
-                yield (column * logits).sum()
+            logits = require_logits(outputs, prediction_shape(targets)) / self.temperature
+            self.check_outputs(tuple(logits.shape))
+            count = predictions(logits)
+            for position in logits.reshape(*logits.shape[:2], count).unbind(2):
+                for column in cholesky_columns(position.detach().softmax(1)):
+                    yield (column * position).sum() / count**0.5
 
         trial = sum_of_losses(None, self.temperature)
         mean = per_sample_means(
@@ -67,6 +75,18 @@ class ExactGGN:
             return Estimate(mean.squares, None)
         gradient = mean_gradient(model, batches, parameters, None, self.temperature)
         return Estimate(mean.squares, gradient)
+
+    def check_outputs(self, shape: tuple[int, ...]) -> None:
+        """Raise ``ValueError`` if logits of ``shape`` take more passes than ``max_classes``."""
+        classes, positions = shape[1], math.prod(shape[2:])
+        if classes * positions > self.max_classes:
+            each, many = "class", f"{classes}"
+            if positions > 1:
+                each, many = "class and position", f"{classes} x {positions}"
+            raise ValueError(
+                f"exact_ggn takes one backward pass per {each}, and there are {many}; mc_fisher "
+                f"estimates the same without bias, or set max_classes to insist"
+            )
 
 
 def cholesky_columns(p: Tensor) -> Iterator[Tensor]:

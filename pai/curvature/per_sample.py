@@ -2,8 +2,8 @@
 
 Layers with a rule (``rules.py``) take part in batched passes (``recording.py``). A parameter that
 no rule covers, or for which the rules disagree with autograd on a sample (a layer that transforms
-its weight, a weight used outside its module), takes the slow path: one backward pass per sample.
-It is announced, never skipped.
+its weight, a weight used outside its module, a layer whose input has no axis of samples, as in
+graph networks), takes the slow path: one backward pass per sample. It is announced, never skipped.
 """
 
 import warnings
@@ -91,8 +91,11 @@ def covered_by_rules(
     """Return the names whose per-sample rule agrees with autograd, sample by sample.
 
     Each rule is tried on the first sample for which autograd's gradient is not zero, among the
-    first few. ``pullbacks`` must be deterministic here. Warns, naming the parameters, if there
-    are others: those are right too, but slower.
+    first few: alone, and as two copies of itself, which have twice the sum of squares. (A layer
+    that sees no axis of samples, but the nodes of a graph or a table, may pass the first test; in
+    the second it gets the sum of the copies' gradients, and four times the square.)
+    ``pullbacks`` must be deterministic here. Warns, naming the parameters, if there are others:
+    those are right too, but slower.
     """
     with recording(model, parameters, Sums.zeros({}, with_gradients=False)) as recorder:
         model(batch[0][:1])
@@ -100,12 +103,16 @@ def covered_by_rules(
     covered = set(untried)
     for n in range(min(_TRIALS, len(batch[1]))):
         one = (batch[0][n : n + 1], batch[1][n : n + 1])
-        ruled, truth = (Sums.zeros(untried, with_gradients=False) for _ in range(2))
+        two = (torch.cat([one[0]] * 2), torch.cat([one[1]] * 2))
+        ruled, twice, truth = (Sums.zeros(untried, with_gradients=False) for _ in range(3))
         add_per_sample_sums(ruled, model, one, untried, pullbacks, frozenset(untried))
+        add_per_sample_sums(twice, model, two, untried, pullbacks, frozenset(untried))
         add_per_sample_sums(truth, model, one, untried, pullbacks, frozenset())
         for name in list(untried):
-            expected, actual = truth.squares[name], ruled.squares[name]
-            if (expected - actual).norm() > _AGREEMENT * expected.norm():
+            expected = truth.squares[name]
+            allowed = _AGREEMENT * expected.norm()
+            off = (ruled.squares[name] - expected, twice.squares[name] / 2 - expected)
+            if max(difference.norm() for difference in off) > allowed:
                 covered.discard(name)
                 del untried[name]
             elif expected.any():

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pai.data.augment import Augment
-from pai.errors import ConfigError
+from pai.data.shares import Batch, batch_sizes, check_share, own_share
 
-Batch = tuple[Tensor, Tensor]
+__all__ = ["Batch", "Batches", "Part"]
 
 
 class Part(Protocol):
@@ -85,35 +85,12 @@ class Batches:
     world_size: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.world_size:
-            raise ValueError(f"rank must be 0 to {self.world_size - 1}, got {self.rank}")
-        least = min(self.batch_size, len(self.order))
-        if least < self.world_size:
-            raise ConfigError(
-                f"a batch of {least} images cannot be shared by {self.world_size} processes; "
-                f"use a larger batch size or fewer processes"
-            )
+        check_share(len(self.order), self.batch_size, self.rank, self.world_size, "images")
 
     def _sizes(self) -> list[int]:
         """Return the number of images in each batch, of all processes together."""
-        full, rest = divmod(len(self.order), self.batch_size)
-        sizes = [self.batch_size] * full
         enough = self.world_size * (2 if self.for_batchnorm else 1)
-        if sizes and 0 < rest < min(enough, self.batch_size):
-            sizes[-1] += rest
-        elif rest:
-            sizes.append(rest)
-        return sizes
-
-    def _share(self) -> tuple[Tensor, list[int]]:
-        """Return the positions that are this process's, and how many of them in each batch."""
-        own, sizes, first = [], [], 0
-        for size in self._sizes():
-            start, stop = (size * rank // self.world_size for rank in (self.rank, self.rank + 1))
-            own.append(self.order[first + start : first + stop])
-            sizes.append(stop - start)
-            first += size
-        return torch.cat(own), sizes
+        return batch_sizes(len(self.order), self.batch_size, enough)
 
     def __len__(self) -> int:
         return len(self._sizes())
@@ -122,7 +99,7 @@ class Batches:
         device = self.split.device
         scale = (1 / (255 * self.std)).to(device).view(1, -1, 1, 1)
         shift = (self.mean / self.std).to(device).view(1, -1, 1, 1)
-        positions, sizes = self._share()
+        positions, sizes = own_share(self.order, self._sizes(), self.rank, self.world_size)
         draws = None if self.draws is None else self.draws[positions]
         for images, labels in self.split.read(positions, sizes, self.augment, draws):
             yield images.to(torch.float32).mul_(scale).sub_(shift), labels

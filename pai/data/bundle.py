@@ -3,15 +3,17 @@
 Legend: N images, C channels, H x W pixels, B batch size, K classes.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, Self, TypeVar, runtime_checkable
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from pai.data.augment import Augment
 from pai.data.batches import Batch, Batches, Part
-from pai.data.split import Split, members_by_class, stratified_split
+from pai.data.split import Split, chosen_members, members_by_class, stratified_split
+from pai.data.task import IMAGES, Dataset, Task
 from pai.errors import ConfigError
 from pai.seeding import generator
 
@@ -22,24 +24,53 @@ P = TypeVar("P", bound=Part)
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What can be known about a data set before it is loaded: enough to build a model for it."""
+    """What can be known about a data set of images before it is loaded: enough to build a model."""
 
     num_classes: int
     channels: int
     height: int
     width: int
     smallest_class: int  # training images of the smallest class, after the validation split
+    task: ClassVar[Task] = IMAGES
 
+    def room(self) -> str:
+        """Say how many images the smallest class has."""
+        return f"the smallest class has {self.smallest_class} training images"
 
-@runtime_checkable
-class Dataset(Protocol):
-    """The options of a data set: looked at before the run, loaded in it."""
+    def arguments(self, parameters: Collection[str]) -> dict[str, Any]:
+        """Return classes and channels, and the image size for a builder that asks for it.
 
-    def check(self) -> DataSpec:
-        """Return what a model must fit; cheap. Raises ConfigError if the data is not there."""
+        ``image_size``, the side of square images in pixels, goes to a builder that has a parameter
+        of that name; a network that takes any size has none.
 
-    def load(self) -> "DataBundle[Any]":
-        """Return the bundle."""
+        Raises:
+            ValueError: it is asked for and the images are not square.
+        """
+        supplied = {"num_classes": self.num_classes, "in_channels": self.channels}
+        if "image_size" in parameters:
+            if self.height != self.width:
+                raise ValueError(
+                    f"is for square images, those of the data set have {self.height}x{self.width} "
+                    f"pixels"
+                )
+            supplied["image_size"] = self.height
+        return supplied
+
+    def inputs(self) -> Tensor:
+        """Return two empty images."""
+        return torch.zeros(2, self.channels, self.height, self.width)
+
+    def outputs(self) -> tuple[int, ...]:
+        """Return the shape of the logits of two images."""
+        return 2, self.num_classes
+
+    def says(self) -> str:
+        """Return the shape of an image, and the option that changes it."""
+        return f"images of {self.channels}x{self.height}x{self.width} (dataset.image_size)"
+
+    def describe(self) -> dict[str, Any]:
+        """Return the fields."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -57,6 +88,7 @@ class DataBundle(Generic[P]):
     mean: Tensor  # [C], of the train part, pixels in 0..1
     std: Tensor  # [C]
     augment: Augment | None
+    task: ClassVar[Task] = IMAGES
 
     @classmethod
     def from_train_and_test(
@@ -84,6 +116,10 @@ class DataBundle(Generic[P]):
         """Return the bundle with its batches on ``device``."""
         train, val, test = (part.to(device) for part in (self.train, self.val, self.test))
         return replace(self, train=train, val=val, test=test)
+
+    def describe(self) -> dict[str, Any]:
+        """Return nothing: the sizes of the parts say it all."""
+        return {}
 
     def batches(self, part: P, batch_size: int, *, rank: int = 0, world_size: int = 1) -> Batches:
         """Return ``part`` in its stored order, not augmented."""
@@ -117,16 +153,7 @@ class DataBundle(Generic[P]):
             ConfigError: a class of the train part has fewer images than asked for.
         """
         stream = generator(seed, "scoring_subset")
-        chosen = []
         classes = members_by_class(self.train.labels, self.num_classes)
-        for label, members in enumerate(classes):
-            if len(members) < samples_per_class:
-                raise ConfigError(
-                    f"scoring.samples_per_class: {samples_per_class} asked for, but class {label} "
-                    f"has only {len(members)} training images"
-                )
-            shuffled = members[torch.randperm(len(members), generator=stream)]
-            chosen.append(shuffled[:samples_per_class])
-        index = torch.cat(chosen)
+        index = chosen_members(classes, samples_per_class, stream, "images")
         order = torch.randperm(len(index), generator=stream)
         return Batches(self.train, self.mean, self.std, batch_size, index[order])

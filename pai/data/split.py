@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pai.data.augment import Augment
-from pai.data.batches import Batch
+from pai.data.shares import Batch
+from pai.errors import ConfigError
 from pai.seeding import generator
 
 
@@ -71,6 +72,25 @@ def members_by_class(labels: Tensor, num_classes: int = 0) -> list[Tensor]:
     labels = labels.cpu()
     counts = labels.bincount(minlength=num_classes)
     return list(labels.argsort(stable=True).split(counts.tolist()))
+
+
+def chosen_members(
+    classes: list[Tensor], count: int, stream: torch.Generator, samples: str
+) -> Tensor:
+    """Return ``count`` random members of each class.
+
+    Raises:
+        ConfigError: a class has fewer.
+    """
+    chosen = []
+    for label, members in enumerate(classes):
+        if len(members) < count:
+            raise ConfigError(
+                f"scoring.samples_per_class: {count} asked for, but class {label} has only "
+                f"{len(members)} training {samples}"
+            )
+        chosen.append(members[torch.randperm(len(members), generator=stream)][:count])
+    return torch.cat(chosen)
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

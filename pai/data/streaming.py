@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pai.data.augment import Augment
-from pai.data.batches import Batch
 from pai.data.decode import decode
+from pai.data.shares import Batch
 from pai.errors import RunError
 
 _IMAGES_PER_TASK = 32  # a batch is the work of several workers: the first one comes sooner

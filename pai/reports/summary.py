@@ -23,7 +23,7 @@ def summarise(record: Mapping[str, Any], run_dir: Path) -> str:
     cost = record["cost"]
     lines.append(
         f"cost       {cost['forward_flops_masked'] / 1e6:,.2f} of "
-        f"{cost['forward_flops_dense'] / 1e6:,.2f} MFLOPs per image and forward pass, if zeros "
+        f"{cost['forward_flops_dense'] / 1e6:,.2f} MFLOPs per forward pass of one sample, if zeros "
         f"cost nothing"
     )
     spent = record.get("baseline") or {}
@@ -54,6 +54,12 @@ def summarise(record: Mapping[str, Any], run_dir: Path) -> str:
         f"{metrics['best_val_test_accuracy']:.2%} at the best validation epoch "
         f"({metrics['best_val_epoch']}); validation {metrics['val_accuracy']:.2%}"
     )
+    if "test_perplexity" in metrics:
+        lines.append(
+            f"perplexity test {metrics['test_perplexity']:.3f} after the last epoch, "
+            f"{metrics['best_val_test_perplexity']:.3f} at the best validation epoch; validation "
+            f"{metrics['val_perplexity']:.3f}"
+        )
     parts = ", ".join(
         f"{key} {times[key]:.1f}"
         for key in ("data", "warmup", "pretrain", "score", "mask", "train")

@@ -74,6 +74,9 @@ class Scorer(ABC):
                 )
         return scores
 
+    def check_outputs(self, shape: tuple[int, ...]) -> None:  # noqa: B027  (most have no limit)
+        """Raise ``ValueError`` if logits of ``shape`` are too many for this method; cheap."""
+
     def describe(
         self, model: nn.Module, batches: Batches, parameters: Mapping[str, nn.Parameter]
     ) -> dict[str, Any]:

@@ -48,6 +48,11 @@ class FactorScorer(Scorer):
     def _needs(self) -> set[str]:
         return set(inspect.signature(self.saliency).parameters)
 
+    def check_outputs(self, shape: tuple[int, ...]) -> None:
+        """Ask the estimator, if it has a limit (:meth:`pai.curvature.ExactGGN.check_outputs`)."""
+        if isinstance(self.estimator, ExactGGN):
+            self.estimator.check_outputs(shape)
+
     def describe(
         self, model: nn.Module, batches: Batches, parameters: Mapping[str, nn.Parameter]
     ) -> dict[str, Any]:

@@ -14,7 +14,7 @@ Predict = Callable[[nn.Module, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean cross-entropy (nats per sample) and accuracy (fraction in 0..1)."""
+    """Mean cross-entropy (nats per prediction) and accuracy (fraction in 0..1)."""
 
     loss: float
     accuracy: float
@@ -32,7 +32,10 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     predict: Predict = plain_forward,
 ) -> Evaluation:
-    """Evaluate ``model`` in eval mode; every sample counts the same.
+    """Evaluate ``model`` in eval mode; every prediction counts the same.
+
+    That is every image or node, and every position of every sequence: targets ``[N]`` or ``[N, L]``
+    of logits ``[N, C]`` or ``[N, C, L]``.
 
     Args:
         model: left in eval mode, otherwise unchanged.
@@ -41,14 +44,14 @@ def evaluate(
         predict: how the model is run (:meth:`pai.training.options.Training.run`).
     """
     model.eval()
-    sums, samples = [], 0
+    sums, predictions = [], 0
     for inputs, targets in batches:
         logits = predict(model, inputs)
         loss = F.cross_entropy(logits, targets, reduction="sum")
         hits = (logits.argmax(1) == targets).sum()
         sums.append(torch.stack((loss.float(), hits.float())))
-        samples += len(targets)
+        predictions += targets.numel()
     total = torch.stack(sums).cpu().double().sum(0)
     loss_sum, correct = sum_over_processes(total).tolist()
-    everything = int(sum_over_processes(torch.tensor(samples)))
+    everything = int(sum_over_processes(torch.tensor(predictions)))
     return Evaluation(loss_sum / everything, correct / everything)

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pai.data.bundle import Batches, DataBundle, Split
+from pai.data.task import Bundle, SampleBatches, Sized, Task
 from pai.distributed import broadcast_object, broadcast_tensors, is_main, rank, world_size
 from pai.seeding import global_seed
 from pai.training.checkpoint import load_checkpoint, save_checkpoint
@@ -26,7 +25,7 @@ EpochFn = Callable[[dict[str, float]], None]
 def train(
     model: nn.Module,
     mask: Mapping[str, Tensor],
-    data: DataBundle,
+    data: Bundle,
     options: Training,
     *,
     seed: int,
@@ -38,8 +37,9 @@ def train(
     """Train ``model`` in place, pruned weights exactly zero throughout; resume if possible.
 
     After every epoch the state goes to ``checkpoint``; a run that finds one there continues after
-    it and ends as if it had never stopped. The validation part selects the best epoch; the test
-    part is evaluated once, at the end: for the last and for the best epoch.
+    it and ends as if it had never stopped. The validation part selects the best epoch, by the
+    metric that the task says; the test part is evaluated once, at the end: for the last and for
+    the best epoch.
 
     With several processes all call this with the same arguments, except that only the main one has
     a ``checkpoint``; all return the same.
@@ -71,11 +71,12 @@ def train(
         batches = data.training_batches(options.batch_size, seed, epoch, **shares)
         with global_seed(seed, f"training/{epoch}" + (f"/{rank()}" if rank() else "")):
             row = _train_epoch(model, step, batches, options, seed, bar, epoch)
+        row[f"train_{data.task.predictions}_per_s"] = row.pop("train_per_s")
         broadcast_tensors(model.buffers())  # BatchNorm's own statistics differ between processes
         val = _evaluate(model, data, data.val, options)
         check_finite("validation", val.loss, f"epoch {epoch + 1}")
-        row |= {"val_loss": val.loss, "val_accuracy": val.accuracy}
-        state = _next_state(state, model, step.optimizer, row)
+        row |= data.task.measures("val", val.loss, val.accuracy)
+        state = _next_state(state, model, step.optimizer, row, data.task)
         if checkpoint is not None:
             save_checkpoint(checkpoint, state)
         on_epoch(row)
@@ -93,13 +94,15 @@ def _first_state(model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int)
 
 
 def _next_state(
-    state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, row: dict[str, Any]
-) -> dict[str, Any]:
+    state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer,
+    row: dict[str, Any], task: Task,
+) -> dict[str, Any]:  # fmt: skip
     """Return the state after one more epoch; the first of equally good epochs stays the best."""
     best = state["best"]
-    if best is None or row["val_accuracy"] > best["val_accuracy"]:
+    if task.is_better(row, best):
         weights = {key: value.clone() for key, value in model.state_dict().items()}
-        best = {key: row[key] for key in ("epoch", "val_accuracy")} | {"model": weights}
+        values = {key: row[key] for key in row if key == "epoch" or key.startswith("val_")}
+        best = values | {"model": weights}
     return {
         "epoch": row["epoch"], "model": model.state_dict(), "optimizer": optimizer.state_dict(),
         "history": [*state["history"], row], "best": best,
@@ -107,7 +110,7 @@ def _next_state(
 
 
 def _train_epoch(
-    model: nn.Module, step: MaskedStep, batches: Batches, options: Training, seed: int,
+    model: nn.Module, step: MaskedStep, batches: SampleBatches, options: Training, seed: int,
     bar: "tqdm[NoReturn]", epoch: int,
 ) -> dict[str, float]:  # fmt: skip
     """Train for one epoch and return the training's part of its row in the history."""
@@ -120,33 +123,33 @@ def _train_epoch(
             purpose = f"mixup/{epoch}/{number}"
             mixture = draw_mixture(options.mixup_alpha, len(targets), seed, purpose)
         factor = options.lr_schedule.factor(progress, options.epochs)
-        meter.add(*step(inputs, targets, factor, mixture), len(targets))
+        meter.add(*step(inputs, targets, factor, mixture), targets.numel())
         bar.update()
     loss, accuracy = meter.means()
     return {
         "epoch": epoch + 1, "train_loss": loss, "train_accuracy": accuracy,
-        "train_images_per_s": meter.samples / (time.perf_counter() - started),
+        "train_per_s": meter.predictions / (time.perf_counter() - started),
         "lr": step.optimizer.param_groups[0]["lr"],
     }  # fmt: skip
 
 
-def _evaluate(model: nn.Module, data: DataBundle, part: Split, options: Training) -> Evaluation:
+def _evaluate(model: nn.Module, data: Bundle, part: Sized, options: Training) -> Evaluation:
     size = options.evaluation_batch_size
     batches = data.batches(part, size, rank=rank(), world_size=world_size())
     return evaluate(model, batches, options.run)
 
 
 def _final_metrics(
-    model: nn.Module, data: DataBundle, options: Training, best: dict[str, Any] | None
+    model: nn.Module, data: Bundle, options: Training, best: dict[str, Any] | None
 ) -> dict[str, float | int]:
     """Evaluate the last and the best epoch on the test part; leaves the last epoch's weights."""
     val = _evaluate(model, data, data.val, options)
     test = _evaluate(model, data, data.test, options)
+    measures = data.task.measures
     metrics: dict[str, float | int] = {
-        "test_accuracy": test.accuracy, "test_loss": test.loss,
-        "val_accuracy": val.accuracy, "val_loss": val.loss,
-        "best_val_accuracy": val.accuracy, "best_val_epoch": 0,
-        "best_val_test_accuracy": test.accuracy, "best_val_test_loss": test.loss,
+        **measures("test", test.loss, test.accuracy), **measures("val", val.loss, val.accuracy),
+        **measures("best_val", val.loss, val.accuracy), "best_val_epoch": 0,
+        **measures("best_val_test", test.loss, test.accuracy),
     }  # fmt: skip
     if best is not None:
         last = {key: value.clone() for key, value in model.state_dict().items()}
@@ -154,7 +157,8 @@ def _final_metrics(
         test = _evaluate(model, data, data.test, options)
         model.load_state_dict(last)
         metrics |= {
-            "best_val_accuracy": best["val_accuracy"], "best_val_epoch": best["epoch"],
-            **{f"best_val_test_{key}": value for key, value in asdict(test).items()},
-        }  # fmt: skip
+            **measures("best_val", best["val_loss"], best["val_accuracy"]),
+            "best_val_epoch": best["epoch"],
+            **measures("best_val_test", test.loss, test.accuracy),
+        }
     return metrics

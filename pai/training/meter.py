@@ -15,6 +15,8 @@ CHECK_EVERY = 50
 class Meter:
     """Sums the loss and the correct predictions of an epoch's steps.
 
+    A sequence counts as many predictions as it has positions, an image or a node as one.
+
     The numbers stay on the device and are fetched every :data:`CHECK_EVERY` steps; until then a
     GPU is never waited for. With several processes they are summed over all, so that all find a
     bad loss at the same step.
@@ -24,28 +26,28 @@ class Meter:
         self._epoch = epoch
         self._waiting: list[tuple[Tensor, Tensor, int]] = []
         self._loss_sum, self._correct = 0.0, 0.0
-        self.samples, self._steps = 0, 0
+        self.predictions, self._steps = 0, 0
 
-    def add(self, loss: Tensor, correct: Tensor, samples: int) -> None:
-        """Take the mean loss of a step and how many of its ``samples`` were right.
+    def add(self, loss: Tensor, correct: Tensor, predictions: int) -> None:
+        """Take the mean loss of a step and how many of its ``predictions`` were right.
 
         Raises:
             RunError: one of the losses since the last check is NaN or infinite.
         """
-        self._waiting.append((loss.detach(), correct, samples))
+        self._waiting.append((loss.detach(), correct, predictions))
         if len(self._waiting) == CHECK_EVERY:
             self._fetch()
 
     def means(self) -> tuple[float, float]:
-        """Return the mean loss and accuracy over all samples so far; errors as in :meth:`add`."""
+        """Return the mean loss and accuracy over all predictions; errors as in :meth:`add`."""
         self._fetch()
-        return self._loss_sum / self.samples, self._correct / self.samples
+        return self._loss_sum / self.predictions, self._correct / self.predictions
 
     def _fetch(self) -> None:
         if not self._waiting:
             return
-        losses, correct, samples = zip(*self._waiting, strict=True)
-        counts = torch.tensor(samples, dtype=torch.float64)
+        losses, correct, sizes = zip(*self._waiting, strict=True)
+        counts = torch.tensor(sizes, dtype=torch.float64)
         sums = torch.stack((torch.stack(losses).cpu() * counts, torch.stack(correct).cpu(), counts))
         for loss_sum, right, count in sum_over_processes(sums).T.tolist():
             self._steps += 1
@@ -53,7 +55,7 @@ class Meter:
             check_finite("training", mean, f"epoch {self._epoch + 1}, step {self._steps}")
             self._loss_sum += loss_sum
             self._correct += right
-            self.samples += int(count)
+            self.predictions += int(count)
         self._waiting.clear()
 
 

@@ -23,13 +23,13 @@ class Training:
 
     Attributes:
         epochs: passes over the train part.
-        batch_size: images per optimization step.
+        batch_size: samples per optimization step: images, sequences, nodes.
         optimizer: builds the optimizer.
         lr_schedule: the factor on its learning rate.
         label_smoothing: share of the target that is spread evenly over all classes (Szegedy et
             al. 2016, arXiv 1512.00567).
         mixup_alpha: parameter of the Beta distribution of mixup (:mod:`pai.training.mixup`);
-            0 is off.
+            0 is off; for images only.
         clip_grad_norm: upper bound of the L2 norm of the gradient of all parameters together,
             pruned weights not counted; ``None`` is off.
         precision: number format of activations in training and evaluation. Weights, optimizer
@@ -38,11 +38,11 @@ class Training:
             and the order of summation, nothing else.
         compile: run training steps through ``torch.compile``; the first step of each batch size
             takes a minute, the others are faster. Evaluation is not compiled.
-        evaluation_batch_size: images at once in evaluation.
+        evaluation_batch_size: samples at once in evaluation.
         sync_batchnorm: with several processes, BatchNorm uses the statistics of the whole batch
             instead of each process's share; on GPUs only.
 
-    With several processes (``torchrun``) both batch sizes count the images of all of them.
+    With several processes (``torchrun``) both batch sizes count the samples of all of them.
     """
 
     epochs: int
@@ -99,14 +99,15 @@ class Training:
         ):
             if size < least:
                 raise ConfigError(
-                    f"training.{name}: {size} images cannot be shared by {launched()} processes; "
+                    f"training.{name}: {size} samples cannot be shared by {launched()} processes; "
                     f"use {least} or more"
                 )
 
     def run(self, network: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-        """Return the float32 logits of images ``[B, C, H, W]`` in this layout and precision."""
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        inputs = inputs.contiguous(memory_format=layout)
+        """Return the float32 logits of ``inputs`` in this precision, images in this layout."""
+        if inputs.ndim == 4:
+            layout = torch.channels_last if self.channels_last else torch.contiguous_format
+            inputs = inputs.contiguous(memory_format=layout)
         reduced = self.precision == "bfloat16"
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=reduced):
             return network(inputs).float()

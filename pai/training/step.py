@@ -41,7 +41,7 @@ class MaskedStep:
         """Take a step at ``lr_factor`` times the optimizer's own learning rate.
 
         Returns:
-            The mean loss of these images before the step and the number of right predictions, on
+            The mean loss of these samples before the step and the number of right predictions, on
             the model's device. With a mixture a prediction is right to the share of the target it
             hits.
         """
@@ -81,7 +81,7 @@ def _shared(model: nn.Module, options: Training) -> nn.Module:
 def _share_of(loss: Tensor, samples: int) -> Tensor:
     """Weigh the mean loss of a share so that the processes' average is the mean of the batch.
 
-    Shares differ by an image if the batch size is no multiple of the number of processes.
+    Shares differ by a sample if the batch size is no multiple of the number of processes.
     """
     if world_size() == 1:
         return loss

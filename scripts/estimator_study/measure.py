@@ -45,7 +45,9 @@ def dataset(study: Study) -> Dataset:
 @functools.cache
 def data_of(study: Study) -> DataBundle:
     """Return the data, loaded once per process."""
-    return dataset(study).load()
+    images: Any = dataset(study).load()
+    loaded: DataBundle = images
+    return loaded
 
 
 @functools.cache

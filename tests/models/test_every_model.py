@@ -9,6 +9,7 @@ from tiny import config, fitting
 from torch import nn
 
 import pai
+from pai.data.bundle import DataSpec
 from pai.library import available
 from pai.models.timm import timm_model
 from pai.models.torchvision_resnet import imagenet_resnet
@@ -37,13 +38,17 @@ def built(request: pytest.FixtureRequest) -> Built:
 
 def test_it_gives_logits_and_snip_scores_that_are_alive(built: Built) -> None:
     model, spec = built.model, built.plan.spec
-    stream = torch.Generator().manual_seed(0)
-    inputs = torch.randn(6, spec.channels, spec.height, spec.width, generator=stream)
-    batches = [(inputs, torch.arange(6))]
+    if isinstance(spec, DataSpec):
+        stream = torch.Generator().manual_seed(0)
+        inputs = torch.randn(6, spec.channels, spec.height, spec.width, generator=stream)
+        batches = [(inputs, torch.arange(6))]
+    else:
+        batches = list(built.plan.dataset.load().scoring_batches(3, 6, seed=0))
+        inputs = batches[0][0]
     pai.warm_up_batchnorm(model, batches)
     with torch.no_grad():
         logits = model.eval()(inputs)
-    assert logits.shape == (6, 10)
+    assert logits.shape == (len(inputs), *spec.outputs()[1:])
     assert float((logits - logits.mean(0)).abs().max()) > 1e-3
     scores = pai.load_scorer("snip")(model, batches)
     assert {name: score.shape for name, score in scores.items()} == {
@@ -59,7 +64,7 @@ def test_its_classifier_alone_is_left_out(built: Built) -> None:
     head = classifier(built.model)
     assert head is not None
     assert everything[left_out] is head.weight
-    assert everything[left_out].shape[0] == 10
+    assert everything[left_out].shape[0] == built.plan.spec.outputs()[1]
 
 
 def test_its_initialization_is_that_of_the_seed(built: Built) -> None:

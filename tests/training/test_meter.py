@@ -20,7 +20,7 @@ def test_means_weigh_every_sample_the_same_over_many_fetches() -> None:
     weights = torch.tensor(sizes, dtype=torch.float64)
     assert mean == pytest.approx(float((losses.double() * weights).sum() / weights.sum()))
     assert accuracy == hits / sum(sizes)
-    assert meter.samples == sum(sizes)
+    assert meter.predictions == sum(sizes)
     assert meter.means() == (mean, accuracy)
 
 
