@@ -49,16 +49,16 @@ class Estimator:
         """Return what a job costs if it shares nothing."""
         config, spec = plan.config, plan.spec
         forward = self.forward(plan)
-        images = spec.smallest_class * spec.num_classes
-        train = 3.0 * forward * images * plan.training.epochs
+        train = 3.0 * forward * spec.training_samples * plan.training.epochs
         if plan.scorer.keeps_everything:
             return JobCost(0.0, train, ())
-        about = json.dumps([config["scorer"], spec.num_classes])
+        about = json.dumps([config["scorer"], spec.outputs()[1]])
         if about not in self._passes:
             self._passes[about] = _passes(plan)
         fixed, each, keys = self._passes[about]
         rounds = len(plan.schedule.sparsities(config["sparsity"]))
-        samples = config["scoring"]["samples_per_class"] * spec.num_classes
+        classes = spec.training_samples // max(1, spec.smallest_class)
+        samples = config["scoring"]["samples_per_class"] * classes
         score = rounds * forward * (fixed + each * samples)
         parts = ("model", "dataset", "warmup", "seed", "include_classifier", "scoring", "device")
         subject = json.dumps({part: config[part] for part in parts}, sort_keys=True)
@@ -66,12 +66,12 @@ class Estimator:
         return JobCost(score, train, () if alone else tuple(f"{subject} {key}" for key in keys))
 
     def forward(self, plan: Plan) -> int:
-        """Return the FLOPs of a forward pass of one image."""
+        """Return the FLOPs of a forward pass of one sample."""
         about = json.dumps([plan.config["model"], plan.config["dataset"]])
         if about not in self._forward:
             with torch.random.fork_rng(devices=[]):
                 model = plan.build_model()
-            self._forward[about] = forward_cost(model, {}, _images(plan, 1)).forward_flops_dense
+            self._forward[about] = forward_cost(model, {}, _samples(plan, 1)).forward_flops_dense
         return self._forward[about]
 
 
@@ -80,11 +80,11 @@ def measured_speed(plan: Plan, forward: int) -> float:
     with torch.random.fork_rng(devices=[]):
         model = plan.build_model().to(plan.device).train()
     count = max(2, min(plan.training.batch_size, round(_MEASURED_FLOPS / (3 * max(1, forward)))))
-    images = _images(plan, count).to(plan.device)
+    samples = _samples(plan, count).to(plan.device)
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
-        model(images).sum().backward()
+        model(samples).sum().backward()
         if plan.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
@@ -106,8 +106,8 @@ def recorded_speed(done: Sequence[tuple[JobCost, Mapping[str, Any]]]) -> float |
     return flops / seconds if flops > 0 and seconds > 0 else None
 
 
-def _images(plan: Plan, count: int) -> torch.Tensor:
-    return torch.zeros(count, plan.spec.channels, plan.spec.height, plan.spec.width)
+def _samples(plan: Plan, count: int) -> torch.Tensor:
+    return torch.cat([plan.spec.inputs()[:1]] * count)
 
 
 def _passes(plan: Plan) -> tuple[float, float, tuple[str, ...]]:
@@ -115,10 +115,10 @@ def _passes(plan: Plan) -> tuple[float, float, tuple[str, ...]]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: nn.Module = thin_resnet(
-            num_classes=plan.spec.num_classes, in_channels=1, depth=8, width=4
+            num_classes=plan.spec.outputs()[1], in_channels=1, depth=8, width=4
         )
         inputs = torch.randn(2, 1, 8, 8)
-    targets = torch.tensor([0, plan.spec.num_classes - 1])
+    targets = torch.tensor([0, plan.spec.outputs()[1] - 1])
     forward = forward_cost(model, {}, inputs).forward_flops_dense
     found, keys = [], []
     for count in (1, 2):

@@ -22,7 +22,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 import pai
-from pai.data.bundle import DataSpec
 from pai.errors import ConfigError
 from pai.flops import forward_cost
 from pai.output import MODEL_FILE
@@ -42,6 +41,8 @@ def rebuild(run_dir: Path) -> tuple[nn.Module, DataSpec]:
     if record is None or record["status"] != "completed":
         raise ConfigError(f"{run_dir} holds no completed run")
     plan = prepare(record["config"] | {"device": "cpu"})
+    if not isinstance(plan.spec, DataSpec):
+        raise ConfigError(f"{run_dir} holds a run on {plan.spec.task.data}; images are needed")
     model = plan.build_model()
     model.load_state_dict(load_file(run_dir / MODEL_FILE))
     return model.eval(), plan.spec

@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from pai.records import read_records
 from pai.reports.sanity import sanity_table
-from pai.reports.table import read_records
 
 
 def main() -> None:

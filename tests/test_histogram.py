@@ -27,7 +27,7 @@ def test_every_score_is_counted_once_and_quantiles_are_exact_to_one_bin() -> Non
     values = torch.randn(20_001, generator=torch.Generator().manual_seed(0)) ** 3
     found = score_histogram({"w": values})
     (layer,) = found["layers"]
-    counts = {}
+    counts: dict[int, int] = {}
     for sign in ("positive", "negative"):
         for offset, count in enumerate(layer[sign]["counts"]):
             bin_ = layer[sign]["first"] + offset

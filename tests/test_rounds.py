@@ -12,6 +12,7 @@ from tiny import check, plan, record_in, tiny_run, untimed
 from torch import Tensor, nn
 
 import pai.runner
+import pai.scoring
 import pai.training.loop
 from pai.errors import ConfigError, RunError
 from pai.masking.rounds import TrainAndPrune
@@ -239,7 +240,7 @@ def test_the_record_says_what_was_spent(whole: Path) -> None:
 
 def test_a_weight_that_a_round_removed_never_returns(tmp_path: Path) -> None:
     masks: list[Any] = []
-    real = pai.runner.score_and_select
+    real = pai.scoring.score_and_select
 
     def note(*arguments: Any, **options: Any) -> Any:
         masks.append(real(*arguments, **options))

@@ -33,6 +33,11 @@ class DataSpec:
     smallest_class: int  # training images of the smallest class, after the validation split
     task: ClassVar[Task] = IMAGES
 
+    @property
+    def training_samples(self) -> int:
+        """Training images, if all classes are as large as the smallest."""
+        return self.smallest_class * self.num_classes
+
     def room(self) -> str:
         """Say how many images the smallest class has."""
         return f"the smallest class has {self.smallest_class} training images"

@@ -63,6 +63,11 @@ class GraphSpec:
     smallest_class: int
     task: ClassVar[Task] = NODES
 
+    @property
+    def training_samples(self) -> int:
+        """Training nodes, if all classes are as large as the smallest."""
+        return self.smallest_class * self.graph.num_classes
+
     def room(self) -> str:
         """Say how many nodes the smallest class has."""
         return f"the smallest class has {self.smallest_class} training nodes"

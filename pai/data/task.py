@@ -77,6 +77,10 @@ class Spec(Protocol):
     def smallest_class(self) -> int:
         """The largest ``scoring.samples_per_class``."""
 
+    @property
+    def training_samples(self) -> int:
+        """About how many samples the train part has."""
+
     def room(self) -> str:
         """Say where ``smallest_class`` comes from, for a message."""
 

@@ -29,6 +29,11 @@ class TextSpec:
     smallest_class: int  # text has no classes: all training sequences
     task: ClassVar[Task] = TEXT
 
+    @property
+    def training_samples(self) -> int:
+        """Training sequences."""
+        return self.smallest_class
+
     def room(self) -> str:
         """Say how many sequences there are."""
         return (

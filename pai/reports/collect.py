@@ -84,8 +84,9 @@ class Run:
     def metric(self, name: str) -> float | None:
         """Return a finite metric, or ``None``."""
         value = self.part("metrics").get(name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return float(value) if number and math.isfinite(value) else None
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return None
+        return float(value) if math.isfinite(value) else None
 
     @property
     def dense(self) -> bool:

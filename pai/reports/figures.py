@@ -18,7 +18,7 @@ from pai.reports.series import densities, read_histogram, row_runs, scoring_seco
 from pai.reports.style import GREY, Style
 
 _NAMED_LAYERS = 40  # more are numbered
-_SETTINGS = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
+_SETTINGS: Any = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def draw_all(collection: Collection, layout: Layout) -> dict[str, Figure]:

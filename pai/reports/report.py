@@ -108,7 +108,7 @@ def _line(run: Run, grid: Grid | None, left_out: Sequence[LeftOut]) -> dict[str,
         "metric": value,
         "score_s": times.get("score"),
         "total_s": times.get("total"),
-        "cached": {True: "yes", False: "no"}.get(cached, ""),
+        "cached": "" if cached is None else "yes" if cached else "no",
     }
 
 

@@ -1,5 +1,6 @@
 """Records below folders as one result set."""
 
+import importlib.util
 import time
 from pathlib import Path
 
@@ -8,7 +9,6 @@ from sweep_records import LAYERS, record, write
 
 from pai.errors import ConfigError
 from pai.records import write_record
-from pai.reports import extra
 from pai.reports.collect import collect
 from pai.reports.identity import digest, flatten
 
@@ -56,7 +56,7 @@ def test_the_frame_has_a_line_per_run_and_the_keys_of_the_record(tmp_path: Path)
     assert first["environment.packages.torch"] == "2.15.0"
     assert (second["status"], second["error"]) == ("failed", "boom")
     assert frame["metrics.test_accuracy"].isna().tolist() == [False, True]
-    assert not [column for column in frame if column.startswith(("history", "mask.layers"))]
+    assert not [column for column in frame if str(column).startswith(("history", "mask.layers"))]
 
 
 def test_layers_are_in_the_order_of_the_network(tmp_path: Path) -> None:
@@ -133,6 +133,6 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
 def test_without_the_extra_the_message_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(extra.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"duckdb, pandas: not installed.*pai\[reports\]"):
         collect(Path())

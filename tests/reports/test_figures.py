@@ -74,7 +74,7 @@ def test_lines_bands_and_the_dense_reference_are_the_tables_numbers(sweep: Path)
     assert np.allclose(remaining, [0.1, 0.02])
     assert np.allclose(accuracy, [81.5, 80.7])
     assert np.allclose(lines["none (dense)"].get_ydata(), 95.5)
-    band = axes.collections[0].get_paths()[0].vertices[:, 1]
+    band = np.asarray(axes.collections[0].get_paths()[0].vertices)[:, 1]
     assert band.max() == pytest.approx(81.5 + 0.5**0.5)
     assert "(%)" in axes.get_ylabel()
 
@@ -93,9 +93,10 @@ def test_densities_are_means_over_seeds_with_collapsed_layers_as_crosses(tmp_pat
     figure = density_figure(collection, build_grid(collection, Layout()))
     assert figure is not None
     line, crosses = figure.axes[0].get_lines()
-    assert np.allclose(line.get_ydata()[:2], [0.6, 0.2])
-    assert np.isnan(line.get_ydata()[2])
-    assert list(crosses.get_xdata()) == [2]
+    densities = np.asarray(line.get_ydata())
+    assert np.allclose(densities[:2], [0.6, 0.2])
+    assert np.isnan(densities[2])
+    assert np.asarray(crosses.get_xdata()).tolist() == [2]
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["in", "middle", "out"]
 
 

@@ -177,7 +177,7 @@ def test_options_within_a_choice_are_no_part_of_its_name(tmp_path: Path) -> None
 
 
 def test_a_baseline_is_a_reference_row_of_its_own(tmp_path: Path) -> None:
-    after = {
+    after: dict[str, Any] = {
         "choices": {"baseline": "magnitude_after_training"},
         "config": {"baseline": {"_target_": "pai.baselines.Something", "epochs": 3}},
     }
