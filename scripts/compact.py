@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import pai
+from pai.data.bundle import DataSpec
 from pai.errors import ConfigError
 from pai.flops import forward_cost
 from pai.output import MODEL_FILE
