@@ -4,7 +4,7 @@ import logging
 import os
 import secrets
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,7 @@ class WandbTracker:
     ) -> Iterator[Session]:
         """Open a W&B run; it is finished, or marked as failed, when the block ends."""
         run = self._start({**config, "choices": dict(labels.choices)}, labels, run_dir)
+        session = _UntilItFails(_WandbSession(run))
         exit_code = 1
         try:  # not `with run`: W&B would print the traceback, which belongs into the log file
             run.define_metric("epoch", summary="max")
@@ -59,10 +60,10 @@ class WandbTracker:
             run.define_metric("val/accuracy", step_metric="epoch", summary="max,last")
             run.define_metric("val/loss", step_metric="epoch", summary="min,last")
             run.define_metric("lr", step_metric="epoch", summary="last")
-            yield _WandbSession(run)
+            yield session
             exit_code = 0
         finally:
-            run.finish(exit_code=exit_code)
+            session.attempt(run.finish, exit_code=exit_code)
 
     def _start(self, config: dict[str, Any], labels: RunLabels, run_dir: Path) -> "Run":
         from wandb.errors import CommError
@@ -137,6 +138,46 @@ def _silent_wandb() -> ModuleType:
 
     wandb.setup(settings=wandb.Settings(silent=True))
     return wandb
+
+
+class _UntilItFails:
+    """Passes everything on until W&B fails (its process is killed, its disk is full).
+
+    That costs the tracking, not the run: the record has everything that is logged.
+    """
+
+    def __init__(self, session: "_WandbSession") -> None:
+        self._session = session
+        self._works = True
+
+    def attempt(self, action: Callable[..., None], *arguments: Any, **options: Any) -> None:
+        """Do it if W&B still works; a failure is told once."""
+        if not self._works:
+            return
+        try:
+            action(*arguments, **options)
+        except Exception as error:  # noqa: BLE001  (told; no reason to stop)
+            self._works = False
+            _log.warning(
+                "W&B has failed (%s: %s); the run goes on without it, record.json has everything",
+                type(error).__name__, error,
+            )  # fmt: skip
+
+    def log_epoch(self, row: Mapping[str, float]) -> None:
+        """See :class:`pai.tracking.base.Session`."""
+        self.attempt(self._session.log_epoch, row)
+
+    def log_scores(self, scores: Mapping[str, Tensor]) -> None:
+        """See :class:`pai.tracking.base.Session`."""
+        self.attempt(self._session.log_scores, scores)
+
+    def log_mask(self, report: Mapping[str, Any], path: Path) -> None:
+        """See :class:`pai.tracking.base.Session`."""
+        self.attempt(self._session.log_mask, report, path)
+
+    def log_result(self, record: Mapping[str, Any]) -> None:
+        """See :class:`pai.tracking.base.Session`."""
+        self.attempt(self._session.log_result, record)
 
 
 class _WandbSession:
