@@ -20,7 +20,7 @@ define table
 endef
 TABLES := smoke cifar10-resnet18 cifar10-vgg19 cifar100-resnet18 cifar100-vgg19 \
           tinyimagenet-resnet18 imagenet-resnet50 cifar10-vit
-.PHONY: help setup run test test-fast lint format table-default study-estimators lock clean \
+.PHONY: help setup run test test-fast faults lint format table-default study-estimators lock clean \
         $(addprefix table-,$(TABLES))
 
 help:  ## Show this help
@@ -45,6 +45,9 @@ test: $(STAMP)  ## Run linters, type checker and all tests
 
 test-fast: $(STAMP)  ## Run the tests that take less than about ten seconds each
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not faults"
+
+faults: $(STAMP)  ## Disturb whole runs: kills, full disks, dead servers, hostile configurations (half an hour)
+	$(BIN)/python -m pytest -m faults -s tests $(OPTIONS)
 
 lint: $(STAMP)  ## Check style, docstrings and types
 	$(BIN)/ruff check .
