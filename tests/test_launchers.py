@@ -102,7 +102,7 @@ def test_concurrent_jobs_at_several_sparsities_score_once(tmp_path: Path) -> Non
     assert len({entry["key"] for record in found for entry in record["scoring"]["cache"]}) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_an_interrupted_sweep_of_processes_ends_with_its_table(tmp_path: Path) -> None:
     ways = ["interrupt", "well", "well2", "well3"]
     done = sweep(tmp_path, ways, "hydra.launcher.n_jobs=2", launcher="joblib")

@@ -196,7 +196,7 @@ def test_a_run_killed_at_any_stage_ends_bit_for_bit_as_the_undisturbed_one(
     assert set(ours["timing_s"]) == set(theirs["timing_s"])
     assert len(epochs) == {1: 4, 2: 3, 3: 3, 4: 2, 5: 2, 6: 1, 7: 1, 8: 0}[moment]
     assert {path.name for path in run_dir.iterdir()} == {
-        "record.json", "mask.safetensors", "model.safetensors",
+        "record.json", "mask.safetensors", "model.safetensors", "scores.json",
     }  # fmt: skip
 
 

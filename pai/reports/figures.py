@@ -57,6 +57,8 @@ def accuracy_figure(grid: Grid) -> Figure:
     """Draw the metric against the sparsity: mean, and a band of one sample standard deviation."""
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axes = figure.subplots()
+    left = [1 - column[0] for column in grid.columns]
+    axes.set(xscale="log", xlim=(1.15 * max(left), min(left) / 1.15))
     chosen = styles(grid)
     for row in grid.rows:
         points = _cells(grid, row)
@@ -74,8 +76,6 @@ def accuracy_figure(grid: Grid) -> Figure:
         axes.fill_between(
             remaining, below, above, color=chosen[row.key].color, alpha=0.12, linewidth=0
         )
-    left = [1 - column[0] for column in grid.columns]
-    axes.set(xscale="log", xlim=(1.15 * max(left), min(left) / 1.15))
     axes.xaxis.set_major_locator(FixedLocator(left))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda x, _: f"{1 - x:.6g}")
@@ -184,7 +184,8 @@ def _histogram(axes: Axes, look: Style, histogram: Any) -> None:
         seen += histogram.positive.get(low, 0) + histogram.negative.get(low, 0)
         if seen > 0.001 * histogram.total:
             break
-    axes.set_xlim(low / histogram.per_decade, edges[-1])
+    if low / histogram.per_decade < edges[-1]:
+        axes.set_xlim(low / histogram.per_decade, edges[-1])
 
 
 def time_figure(collection: Collection, grid: Grid) -> Figure | None:

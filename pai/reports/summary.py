@@ -32,23 +32,7 @@ def summarise(record: Mapping[str, Any], run_dir: Path) -> str:
             f"before     {spent['epochs']} epochs of training in {len(spent['rounds'])} rounds "
             f"({spent['training_flops_dense'] / 1e9:,.2f} GFLOPs) before the mask"
         )
-    if mask["effective_sparsity"] is not None:
-        lines.append(
-            f"effective  sparsity {mask['effective_sparsity']:.4f}: weights on no path from input "
-            f"to output count as removed"
-        )
-    else:
-        lines.append(f"effective  sparsity not defined: {mask['effective_undefined']}")
-    if mask["collapsed_layers"]:
-        names = ", ".join(mask["collapsed_layers"])
-        lines.append(f"WARNING    LAYER COLLAPSE: {names} lost every weight")
-    if mask["dead_layers"]:
-        names = ", ".join(mask["dead_layers"])
-        lines.append(f"WARNING    DEAD LAYERS: {names} kept weights, but none on a path")
-    if mask["cut_at"]:
-        lines.append(
-            f"WARNING    THE NETWORK IS CUT: no signal from the input passes {mask['cut_at']}"
-        )
+    lines += _paths(mask)
     lines.append(
         f"accuracy   test {metrics['test_accuracy']:.2%} after the last epoch, "
         f"{metrics['best_val_test_accuracy']:.2%} at the best validation epoch "
@@ -68,6 +52,29 @@ def summarise(record: Mapping[str, Any], run_dir: Path) -> str:
     lines.append(f"seconds    {times['total']:.1f} in all: {parts}")
     lines.append(f"files      {run_dir}")
     return "\n".join(lines)
+
+
+def _paths(mask: Mapping[str, Any]) -> list[str]:
+    """Return what the paths from input to output are like: effective sparsity and warnings."""
+    lines = []
+    if mask["effective_sparsity"] is not None:
+        lines.append(
+            f"effective  sparsity {mask['effective_sparsity']:.4f}: weights on no path from input "
+            f"to output count as removed"
+        )
+    else:
+        lines.append(f"effective  sparsity not defined: {mask['effective_undefined']}")
+    if mask["collapsed_layers"]:
+        names = ", ".join(mask["collapsed_layers"])
+        lines.append(f"WARNING    LAYER COLLAPSE: {names} lost every weight")
+    if mask["dead_layers"]:
+        names = ", ".join(mask["dead_layers"])
+        lines.append(f"WARNING    DEAD LAYERS: {names} kept weights, but none on a path")
+    if mask["cut_at"]:
+        lines.append(
+            f"WARNING    THE NETWORK IS CUT: no signal from the input passes {mask['cut_at']}"
+        )
+    return lines
 
 
 def _layers(mask: Mapping[str, Any]) -> str:

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pai.errors import RunError
+from pai.errors import ConfigError, RunError
 from pai.memory import within_memory
 from pai.objective import Batches, LossFn, Named
 from pai.prunable import prunable_parameters
@@ -20,6 +20,9 @@ class Scorer(ABC):
 
     keeps_everything: ClassVar[bool] = False
     """True for the dense reference alone: no mask is selected from its scores."""
+
+    takes_whole_numbers: ClassVar[bool] = True
+    """False if inputs are replaced by real numbers, which numbers of tokens and nodes cannot be."""
 
     remembers: ClassVar[bool] = False
     """True if scores are worth keeping in the cache, and follow from the class's source and plain
@@ -52,6 +55,8 @@ class Scorer(ABC):
         """
         if parameters is None:
             parameters = prunable_parameters(model)
+        if not self.takes_whole_numbers:
+            self.check_inputs(next((inputs for inputs, _ in batches), None))
 
         def score() -> Named:
             return self.score(model, batches, parameters, loss_fn=loss_fn, generator=generator)
@@ -85,6 +90,15 @@ class Scorer(ABC):
         The model is bit-identical afterwards.
         """
         return {}
+
+    def check_inputs(self, inputs: Tensor | None) -> None:
+        """Raise :class:`ConfigError` if the method is not defined for such inputs."""
+        whole = inputs is not None and not inputs.is_floating_point()
+        if whole and not self.takes_whole_numbers:
+            raise ConfigError(
+                f"scorer: {type(self).__name__} feeds real numbers in place of the inputs, and "
+                f"those of this task are whole numbers (of tokens or nodes); use another scorer"
+            )
 
     @abstractmethod
     def score(

@@ -46,6 +46,7 @@ class NtkSap(Scorer):
     num_draws: int = 1
     fresh_weights: bool = True
     remembers: ClassVar[bool] = True
+    takes_whole_numbers: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self.epsilon > 0:

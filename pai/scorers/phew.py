@@ -47,6 +47,7 @@ class Phew(Scorer):
 
     coverage: float = 0.5
     remembers: ClassVar[bool] = True
+    takes_whole_numbers: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 < self.coverage <= 1:

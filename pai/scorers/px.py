@@ -56,6 +56,7 @@ class Px(Scorer):
 
     classifier: Literal["signed", "squared"] = "signed"
     remembers: ClassVar[bool] = True
+    takes_whole_numbers: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.classifier not in ("signed", "squared"):

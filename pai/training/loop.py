@@ -41,12 +41,10 @@ def train(
     metric that the task says; the test part is evaluated once, at the end: for the last and for
     the best epoch.
 
-    With several processes all call this with the same arguments, except that only the main one has
-    a ``checkpoint``; all return the same.
-
-    Data order, augmentation and learning rate of an epoch follow from its number. With
-    ``first_epoch`` and ``last_epoch`` only the epochs after the first and up to the last of those
-    that the options have are trained.
+    With several processes all call this with the same arguments, but only the main one has a
+    ``checkpoint``; all return the same. Data order, augmentation and learning rate of an epoch
+    follow from its number. With ``first_epoch`` and ``last_epoch`` only the epochs after the first
+    and up to the last of those that the options have are trained.
 
     Returns:
         ``{"history": [one dict per epoch], "metrics": {...}}`` as in the record.
@@ -71,10 +69,10 @@ def train(
         batches = data.training_batches(options.batch_size, seed, epoch, **shares)
         with global_seed(seed, f"training/{epoch}" + (f"/{rank()}" if rank() else "")):
             row = _train_epoch(model, step, batches, options, seed, bar, epoch)
-        row[f"train_{data.task.predictions}_per_s"] = row.pop("train_per_s")
         broadcast_tensors(model.buffers())  # BatchNorm's own statistics differ between processes
         val = _evaluate(model, data, data.val, options)
         check_finite("validation", val.loss, f"epoch {epoch + 1}")
+        row[f"train_{data.task.predictions}_per_s"] = row.pop("train_per_s")
         row |= data.task.measures("val", val.loss, val.accuracy)
         state = _next_state(state, model, step.optimizer, row, data.task)
         if checkpoint is not None:
