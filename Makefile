@@ -7,11 +7,12 @@ STAMP  := $(VENV)/.ready
 .DEFAULT_GOAL := help
 
 # $(call table,EXPERIMENT,FOLDER): the grid of conf/experiment/EXPERIMENT.yaml, then the scorers that
-# depend on neither data nor warmup, then the dense reference, one run per seed; at the end tables,
-# figures and report.html. Failed jobs (exit code 1) do not keep the others from the report.
+# depend on neither data nor warmup, then the dense reference, one run per seed, then magnitude after
+# training; at the end tables, figures and report.html. Failed jobs (exit code 1) do not keep the others from the report.
 define table
 	@code=0; \
-	for jobs in "" "scorer=random,magnitude warmup=none" "scorer=none warmup=none sparsity=0"; do \
+	for jobs in "" "scorer=random,magnitude warmup=none" "scorer=none warmup=none sparsity=0" \
+	            "baseline=magnitude_after_training scorer=magnitude warmup=none"; do \
 		$(BIN)/pai -m +experiment=$(1) hydra.sweep.dir=$(2) $(OPTIONS) $$jobs || code=$$?; \
 		test $$code -le 1 || exit $$code; \
 	done; \

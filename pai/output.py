@@ -50,6 +50,10 @@ class Output:
         """Log a line."""
         _log.info(text, *arguments)
 
+    def warn(self, text: str, *arguments: Any) -> None:
+        """Log a warning."""
+        _log.warning(text, *arguments)
+
     def scores(self, scores: Mapping[str, Tensor], *, keep: bool) -> None:
         """Track the scores the mask was selected from; write their histogram.
 
@@ -141,6 +145,9 @@ class NoOutput(Output):
         pass
 
     def say(self, text: str, *arguments: Any) -> None:
+        """Say nothing."""
+
+    def warn(self, text: str, *arguments: Any) -> None:
         """Say nothing."""
 
     def scores(self, scores: Mapping[str, Tensor], *, keep: bool) -> None:

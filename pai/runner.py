@@ -168,6 +168,10 @@ def _pipeline(plan: Plan, record: dict[str, Any], clock: Clock, output: Output) 
         record["data"]["scoring"] = len(batches.order)
     output.say("data: %s", ", ".join(f"{n:,} {part}" for part, n in record["data"].items()))
     record["data"] |= data.describe()
+    for parts, count in record["data"].get("duplicates", {}).items():
+        if count:
+            first, second = parts.split("_")
+            output.warn("%d images of the %s part are in the %s part too", count, second, first)
     with global_seed(seed, "initialization"):
         model = plan.build_model().to(plan.device)
 

@@ -36,6 +36,9 @@ class Part(Protocol):
     def to(self, device: torch.device) -> Self:
         """Return the part with its batches on ``device``."""
 
+    def fingerprints(self) -> list[bytes] | None:
+        """Return a hash of the pixels of each image, or ``None`` if that is too much to read."""
+
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation ``[C]`` to normalise with, pixels in 0..1."""
 

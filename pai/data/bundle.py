@@ -123,8 +123,21 @@ class DataBundle(Generic[P]):
         return replace(self, train=train, val=val, test=test)
 
     def describe(self) -> dict[str, Any]:
-        """Return nothing: the sizes of the parts say it all."""
-        return {}
+        """Return how many images of a later part are in an earlier one too, pixel by pixel.
+
+        ``duplicates.train_test`` counts the test images that are also training images. There is no
+        ``duplicates`` where images are not in memory.
+        """
+        prints = {n: getattr(self, n).fingerprints() for n in ("train", "val", "test")}
+        if any(found is None for found in prints.values()):
+            return {}
+        sets = {name: set(found) for name, found in prints.items()}
+        return {
+            "duplicates": {
+                f"{first}_{second}": sum(image in sets[first] for image in prints[second])
+                for first, second in (("train", "val"), ("train", "test"), ("val", "test"))
+            }
+        }
 
     def batches(self, part: P, batch_size: int, *, rank: int = 0, world_size: int = 1) -> Batches:
         """Return ``part`` in its stored order, not augmented."""

@@ -3,6 +3,7 @@
 Legend: N images, C channels, H x W pixels.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,11 @@ class Split:
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Return the exact mean and standard deviation of its pixels."""
         return channel_statistics(self.images)
+
+    def fingerprints(self) -> list[bytes]:
+        """Return a hash of the pixels of each image."""
+        rows = self.images.cpu().contiguous().flatten(1).numpy()
+        return [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
 
     def read(
         self, positions: Tensor, sizes: Sequence[int], augment: Augment | None = None,

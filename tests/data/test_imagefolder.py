@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tiny import image_folder, tiny_run
 
 from pai.data.augment import RandomCropFlip
 from pai.data.bundle import Split
@@ -188,3 +190,20 @@ def test_augmentation_follows_the_options_and_validation_is_exact(tmp_path: Path
 def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         ImageFolder("anywhere", **options)  # type: ignore[arg-type]
+
+
+def test_images_in_several_parts_are_counted_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = image_folder(tmp_path / "images")
+    overrides = ("dataset=imagefolder", f"dataset.root={root}", "dataset.image_size=8",
+                 "training.epochs=0")  # fmt: skip
+    record = tiny_run(tmp_path / "clean", *overrides)
+    assert record["data"]["duplicates"] == {"train_val": 0, "train_test": 0, "val_test": 0}
+    shutil.copy(root / "train/dark/0.png", root / "test/dark/7.png")
+    shutil.copy(root / "test/light/0.png", root / "test/light/7.png")  # within a part: no matter
+    record = tiny_run(tmp_path / "leaking", *overrides, "dataset.val_fraction=0.5")
+    found = record["data"]["duplicates"]
+    assert found["train_val"] == 0
+    assert found["train_test"] + found["val_test"] == 1
+    assert "1 images of the test part are in the " in caplog.text
