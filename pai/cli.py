@@ -34,7 +34,12 @@ def main() -> None:
 
         sys.exit(cache(sys.argv[2:]))
     with process_group():
-        sys.exit(_command(sys.argv[1:]))
+        code = _command(sys.argv[1:])
+    if not is_main():  # nothing is left to write; torch's threads can abort an ordinary exit
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _command(argv: list[str]) -> int:
