@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pai.memory import chunks
-from pai.parallel import add_up
+from pai.parallel import add_up, require_samples
 from pai.state import batch_statistics
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -94,11 +94,6 @@ def _mean_gradient(
         samples += len(targets)
     if shared:
         samples = add_up([total], samples)
-    require_samples(samples)
+    else:
+        require_samples(samples)
     return {name: value / samples for name, value in total.items()}
-
-
-def require_samples(samples: int) -> None:
-    """Raise ``ValueError`` if there was no sample at all."""
-    if samples == 0:
-        raise ValueError("batches is empty: scoring needs at least one sample")
