@@ -27,6 +27,17 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature must be positive, got {temperature}")
 
 
+def first_inputs(batches: Batches) -> Tensor:
+    """Return the inputs of the first batch, for scores that only need their shape.
+
+    Raises:
+        ValueError: there is no batch at all.
+    """
+    for inputs, _ in batches:
+        return inputs
+    raise ValueError("batches is empty: scoring needs the shape of a sample")
+
+
 def mean_loss(
     outputs: Tensor, targets: Tensor, loss_fn: LossFn | None, temperature: float
 ) -> Tensor:

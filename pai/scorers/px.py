@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from pai.errors import ConfigError
 from pai.memory import chunks
-from pai.objective import Batches, LossFn, Named, gradients
+from pai.objective import Batches, LossFn, Named, first_inputs, gradients
 from pai.parallel import add_up
 from pai.prunable import classifier, prunable_parameters
 from pai.scorers.base import Scorer
@@ -109,9 +109,7 @@ class Px(Scorer):
             shape = (1, *inputs.shape[1:])
             samples += len(targets)
         if total is None:  # no sample for this process, or none at all
-            first = next((x for x, _ in batches), None)
-            if first is None:
-                raise ValueError("batches is empty: scoring needs at least one sample")
+            first = first_inputs(batches)
             shape = (1, *first.shape[1:])
             total = torch.zeros_like(model(first[:1])[0], dtype=torch.float64)
         add_up([{"A": total}], samples)

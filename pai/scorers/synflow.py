@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pai.objective import Batches, LossFn, Named, gradients
+from pai.objective import Batches, LossFn, Named, first_inputs, gradients
 from pai.scorers.base import Scorer
 from pai.state import buffers_without_means, dense_weights
 
@@ -47,9 +47,7 @@ class SynFlow(Scorer):
         Raises:
             ValueError: there is no batch, or the inputs are whole numbers that select nothing.
         """
-        inputs = next((x for x, _ in batches), None)
-        if inputs is None:
-            raise ValueError("batches is empty: scoring needs the shape of a sample")
+        inputs = first_inputs(batches)
         absolute = {
             name: p.detach().abs().double().mul(not name.endswith("bias")).requires_grad_()
             for name, p in model.named_parameters()
