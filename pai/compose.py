@@ -91,7 +91,7 @@ def compose_jobs(arguments: argparse.Namespace) -> list[Job]:
         _check_choices(parsed)
         fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
         composed = _compose(name, fixed)
-        _check_hydra(composed)
+        _check_hydra(composed)  # of the sweep itself: jobs can override what is refused here
         base = composed.hydra
         arguments.multirun = arguments.multirun or base.mode == RunMode.MULTIRUN
         _check_sweeps(parsed, multirun=arguments.multirun)
