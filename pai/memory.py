@@ -54,7 +54,10 @@ def memory_budget(gib: float | None) -> Iterator[None]:
 
 
 def within_memory(
-    compute: Callable[[], T], model: nn.Module, generator: torch.Generator | None
+    compute: Callable[[], T],
+    model: nn.Module,
+    generator: torch.Generator | None,
+    uncut: str = "",
 ) -> T:
     """Return ``compute()``; where memory runs out, start over with half as many samples at once.
 
@@ -62,8 +65,14 @@ def within_memory(
     is set back, so the result is that of a machine with more memory. Each retry is announced by a
     warning.
 
+    Args:
+        compute: the work.
+        model: what is scored.
+        generator: of the random numbers that ``compute`` draws.
+        uncut: why there are no pieces, and what else takes less memory, if there are none.
+
     Raises:
-        RunError: memory does not suffice for a single sample.
+        RunError: memory does not suffice for a single sample, or for what is never cut.
     """
     state = None if generator is None else generator.get_state()
     limit = None
@@ -75,9 +84,11 @@ def within_memory(
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
+            if size.largest == 0:
+                raise RunError(f"{_OUT}: {uncut or 'there is nothing to cut'}") from error
             if processes() > 1:  # the others are in the middle of their share
                 raise RunError(f"{_OUT}; scoring.memory_gib makes pieces smaller") from error
-            if size.largest <= 1:
+            if size.largest == 1:
                 raise RunError(f"{_OUT} even with one sample at a time") from error
         finally:
             _size.reset(token)

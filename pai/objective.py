@@ -20,6 +20,13 @@ Named = dict[str, Tensor]
 _COPIES = 1.0  # peak memory of a plain gradient pass in units of what it keeps
 SECOND_ORDER_COPIES = 4.0  # of a pass that is differentiated again; ResNets: 2.5, ViTs: 4
 
+WHOLE_BATCHES = (
+    "with train_batchnorm=true batches are never cut, for their statistics; smaller ones "
+    "(scoring.batch_size), fewer samples (scoring.samples_per_class) or "
+    "scorer.train_batchnorm=false take less"
+)
+"""What to do if memory runs out although nothing can be cut."""
+
 
 def check_temperature(temperature: float) -> None:
     """Raise ``ValueError`` unless ``temperature`` is positive."""

@@ -131,3 +131,23 @@ def test_memory_too_small_for_one_sample_is_a_failure_and_other_errors_pass(
 
     with pytest.raises(RuntimeError, match="a fault of its own"):
         pai.load_scorer("snip")(model, batches, loss_fn=broken)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "options", "advice"),
+    [
+        ("snip", {"train_batchnorm": True}, "scorer.train_batchnorm=false take less"),
+        ("grasp", {"train_batchnorm": True}, "scorer.train_batchnorm=false take less"),
+        ("prospr", {}, "scoring.batch_size.*scoring.samples_per_class.*scorer.first_order=true"),
+    ],
+)
+def test_methods_that_never_cut_a_batch_say_what_takes_less(
+    scorer: str, options: dict[str, bool], advice: str,
+    small: tuple[nn.Module, list[tuple[Tensor, Tensor]]],
+) -> None:  # fmt: skip
+    model, batches = small
+    with pytest.raises(RunError, match=f"ran out of memory:.*never cut.*{advice}") as caught:
+        pai.load_scorer(scorer, **options)(model, batches, loss_fn=limited(11, RuntimeError))
+    assert "one sample" not in str(caught.value)
+    assert "memory_gib" not in str(caught.value)
+    pai.load_scorer(scorer, **options)(model, batches, loss_fn=limited(12, RuntimeError))

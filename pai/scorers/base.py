@@ -28,6 +28,9 @@ class Scorer(ABC):
     """True if scores are worth keeping in the cache, and follow from the class's source and plain
     options."""
 
+    uncut: ClassVar[str] = "this method works on one input, so there are no pieces to make smaller"
+    """Said when memory runs out and no batch was cut into pieces: why, and what takes less."""
+
     def __call__(
         self,
         model: nn.Module,
@@ -50,7 +53,7 @@ class Scorer(ABC):
 
         Raises:
             RunError: a score is NaN or infinite; the parameter is named. Or memory does not suffice
-                for a single sample.
+                for a single sample, or for what the method never cuts.
             ValueError: ``batches`` is empty or does not fit the method.
         """
         if parameters is None:
@@ -62,7 +65,7 @@ class Scorer(ABC):
             return self.score(model, batches, parameters, loss_fn=loss_fn, generator=generator)
 
         def compute() -> dict[str, Named]:
-            found = within_memory(score, model, generator)
+            found = within_memory(score, model, generator, self.uncut)
             return {"scores": {name: value.detach() for name, value in found.items()}}
 
         with scoring_mode(model):

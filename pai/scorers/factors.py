@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,14 @@ from pai.curvature import (
     MonteCarloFisher,
     curved_parameters,
 )
-from pai.objective import Batches, LossFn, Named, check_temperature, mean_gradient
+from pai.objective import (
+    WHOLE_BATCHES,
+    Batches,
+    LossFn,
+    Named,
+    check_temperature,
+    mean_gradient,
+)
 from pai.scorers.base import Scorer
 from pai.scorers.memo import is_remembering, remembered
 from pai.state import dense_weights
@@ -39,6 +46,7 @@ class FactorScorer(Scorer):
     temperature: float = 1.0
     estimator: Estimator | None = None
     train_batchnorm: bool = False
+    uncut: ClassVar[str] = WHOLE_BATCHES
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pai.memory import chunks
 from pai.objective import (
     SECOND_ORDER_COPIES,
+    WHOLE_BATCHES,
     Batches,
     LossFn,
     Named,
@@ -50,6 +51,7 @@ class Grasp(Scorer):
     independent_draws: bool = False
     train_batchnorm: bool = False
     remembers: ClassVar[bool] = True
+    uncut: ClassVar[str] = WHOLE_BATCHES
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)

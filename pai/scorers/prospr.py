@@ -45,6 +45,11 @@ class ProsPr(Scorer):
     first_order: bool = False
     train_batchnorm: bool = True
     remembers: ClassVar[bool] = True
+    uncut: ClassVar[str] = (
+        "batches are never cut, and all steps are held at once; smaller ones (scoring.batch_size), "
+        "fewer samples (scoring.samples_per_class), fewer scorer.inner_steps or "
+        "scorer.first_order=true take less"
+    )
 
     def __post_init__(self) -> None:
         if self.inner_steps < 1:
