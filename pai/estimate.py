@@ -1,6 +1,7 @@
 """What runs will cost, told before they are run: FLOPs counted, hours estimated.
 
-Training costs ``epochs * samples * 3 * forward``, a backward pass being two forward passes.
+Training costs ``epochs * samples * 3 * forward``, a backward pass being two forward passes; that
+before the mask (``baseline``) counts too.
 ``samples`` are the training images, sequences or nodes; where there are classes they are counted as
 the smallest class times the number of classes, exact for balanced data. ``forward`` is that of one
 sample. A graph network computes the whole graph for any number of nodes, so its FLOPs are fewer
@@ -10,6 +11,7 @@ samples; so it is counted for any scorer, but for a network of another kind it i
 """
 
 import json
+import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -52,20 +54,20 @@ class Estimator:
         """Return what a job costs if it shares nothing."""
         config, spec = plan.config, plan.spec
         forward = self.forward(plan)
-        train = 3.0 * forward * spec.training_samples * plan.training.epochs
+        train = 3.0 * forward * spec.training_samples * _epochs(plan)
         if plan.scorer.keeps_everything:
             return JobCost(0.0, train, ())
         about = json.dumps([config["scorer"], spec.outputs()[1]])
         if about not in self._passes:
             self._passes[about] = _passes(plan)
         fixed, each, keys = self._passes[about]
-        rounds = len(plan.schedule.sparsities(config["sparsity"]))
+        rounds = len(plan.schedule.sparsities(config["sparsity"])) * plan.baseline.rounds
         classes = spec.training_samples // max(1, spec.smallest_class)
         samples = config["scoring"]["samples_per_class"] * classes
         score = rounds * forward * (fixed + each * samples)
         parts = ("model", "dataset", "warmup", "seed", "include_classifier", "scoring", "device")
         subject = json.dumps({part: config[part] for part in parts}, sort_keys=True)
-        alone = rounds > 1 or config["scoring"]["cache_dir"] is None
+        alone = rounds > 1 or plan.baseline.trains or config["scoring"]["cache_dir"] is None
         return JobCost(score, train, () if alone else tuple(f"{subject} {key}" for key in keys))
 
     def forward(self, plan: Plan) -> int:
@@ -102,11 +104,22 @@ def recorded_speed(done: Sequence[tuple[JobCost, Mapping[str, Any]]]) -> float |
     """
     flops, seconds = 0.0, 0.0
     for cost, record in done:
-        flops, seconds = flops + cost.train, seconds + record["timing_s"].get("train", 0.0)
+        flops += cost.train
+        seconds += sum(record["timing_s"].get(part, 0.0) for part in ("pretrain", "train"))
         if not record["scoring"].get("cached"):
             flops += cost.score
             seconds += record["timing_s"].get("score", 0.0)
     return flops / seconds if flops > 0 and seconds > 0 else None
+
+
+def _epochs(plan: Plan) -> float:
+    """Return the epochs of all trainings, those before the mask included."""
+    baseline, epochs = plan.baseline, plan.training.epochs
+    each = max(1, math.ceil(plan.spec.training_samples / plan.training.batch_size))
+    steps = max(0, epochs * each - (baseline.rewind_step or 0))
+    for number in range(baseline.rounds if baseline.trains else 0):
+        steps += len(baseline.steps_of(number, epochs, each))
+    return steps / each
 
 
 def _samples(plan: Plan, count: int) -> torch.Tensor:

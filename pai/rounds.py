@@ -1,7 +1,8 @@
 """The rounds of training, scoring and pruning before a run's own training, and how they resume.
 
-After each round its outcome goes to a file; a run that is started again continues after the last
-whole round, and within the next one after its last epoch.
+After each round its outcome goes to a file, and so do the weights to rewind to when their step has
+come; a run that is started again continues after the last whole round, and within the next one
+after its last epoch.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,8 @@ from torch import nn
 
 from pai.clock import Clock
 from pai.data.task import Bundle
-from pai.distributed import broadcast_object
+from pai.distributed import broadcast_object, broadcast_tensors
+from pai.errors import ConfigError
 from pai.flops import forward_cost
 from pai.masking.mask import dense_mask
 from pai.masking.select import Mask
@@ -20,7 +22,7 @@ from pai.output import Output
 from pai.plan import Plan
 from pai.prunable import prunable_parameters
 from pai.seeding import derive_seed
-from pai.training.loop import train
+from pai.training.loop import NEVER, Moment, steps_per_epoch, train
 
 FindFn = Callable[[int, float, Mask | None], Mask]
 """Finds the mask of a round: its number from 0, its sparsity, the mask so far."""
@@ -50,18 +52,25 @@ def prune_in_rounds(
         output: gets the state after each round.
 
     Returns:
-        The mask, and for the record what was spent before it: epochs, FLOPs, rounds.
+        The mask, and for the record what was spent before it: steps, epochs, FLOPs, rounds.
+
+    Raises:
+        ConfigError: a step that the baseline names is beyond the end of a training.
     """
     baseline = plan.baseline
+    try:
+        baseline.check_steps(plan.training.epochs, steps_per_epoch(data, plan.training))
+    except ValueError as error:
+        raise ConfigError(f"baseline: {error}") from error
     state = state or {"done": 0, "model": _copy(model), "rewind": None, "mask": None, "rows": []}
-    if baseline.rewind_to == 0 and state["rewind"] is None:
+    if baseline.rewind_step == 0 and state["rewind"] is None:
         state["rewind"] = state["model"]
     if baseline.trains and state["done"] == 0:
         output.round_done(state)
     model.load_state_dict(state["model"])
     targets = baseline.sparsities(plan.config["sparsity"])
     for number in range(state["done"], len(targets)):
-        row = {"sparsity": targets[number], "epochs": 0, "history": [], "metrics": {}}
+        row = {"sparsity": targets[number], "steps": 0, "epochs": 0, "history": [], "metrics": {}}
         if baseline.trains:
             with clock.timed("pretrain"):
                 row |= _train(plan, model, data, number, state, output)
@@ -80,35 +89,42 @@ def _train(
     plan: Plan, model: nn.Module, data: Bundle, number: int, state: dict[str, Any],
     output: Output,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train for the round; note the weights to rewind to when their epoch has come."""
+    """Train for the round; note the weights to rewind to when their step has come."""
     baseline, seed = plan.baseline, plan.config["seed"]
-    end = baseline.epochs_of(number, plan.training.epochs)
-    start = baseline.first_epoch if number > 0 else 0
+    options = replace(plan.training, epochs=baseline.epochs_of(number, plan.training.epochs))
+    each = steps_per_epoch(data, options)
+    steps = baseline.steps_of(number, plan.training.epochs, each)
     parameters = prunable_parameters(model, include_classifier=plan.config["include_classifier"])
     mask = state["mask"] or dense_mask(parameters)
-    output.say("round %d: training up to epoch %d before pruning", number + 1, end)
+    output.say(
+        "round %d: training before pruning, steps %d to %d (an epoch has %d)",
+        number + 1, steps.start + 1, steps.stop, each,
+    )  # fmt: skip
 
-    def until(epoch: int) -> dict[str, Any]:
-        return train(
-            model, mask, data, replace(plan.training, epochs=end),
-            seed=seed if baseline.rewind_to is not None else derive_seed(seed, f"round/{number}"),
-            checkpoint=output.round_checkpoint(number), on_epoch=lambda row: None,
-            first_epoch=start, last_epoch=epoch,
-        )  # fmt: skip
-
-    if number == 0 and baseline.first_epoch > 0 and state["rewind"] is None:
-        until(baseline.first_epoch)
+    def note() -> None:
+        broadcast_tensors(model.buffers())
         state["rewind"] = _copy(model)
         output.round_done(state)
-    trained = until(end)
+
+    trained = train(
+        model, mask, data, options,
+        seed=seed if baseline.rewind_step is not None else derive_seed(seed, f"round/{number}"),
+        checkpoint=output.round_checkpoint(number), on_epoch=lambda row: None,
+        first_step=steps.start, last_step=steps.stop,
+        moment=Moment(baseline.rewind_step or -1, note) if number == 0 else NEVER,
+    )  # fmt: skip
     inputs, _ = next(iter(data.batches(data.train, 1)))
     cost = asdict(forward_cost(model, mask, inputs))
-    images = _FLOPS_PER_FORWARD * len(data.train) * (end - start)
+    samples = [
+        step // each * len(data.train) + min(step % each * options.batch_size, len(data.train))
+        for step in (steps.start, steps.stop)
+    ]
+    passes = _FLOPS_PER_FORWARD * (samples[1] - samples[0])
     flops = {
-        f"training_flops_{kind}": images * cost[f"forward_flops_{kind}"]
+        f"training_flops_{kind}": passes * cost[f"forward_flops_{kind}"]
         for kind in ("dense", "masked")
     }
-    return trained | flops | {"epochs": end - start}
+    return trained | flops | {"steps": len(steps), "epochs": len(steps) / each}
 
 
 def _copy(model: nn.Module) -> dict[str, Any]:
@@ -117,5 +133,5 @@ def _copy(model: nn.Module) -> dict[str, Any]:
 
 def _spent(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Add up what the rounds cost; FLOPs are 3 times the forward passes' of all training images."""
-    keys = ("epochs", "training_flops_dense", "training_flops_masked")
+    keys = ("steps", "epochs", "training_flops_dense", "training_flops_masked")
     return {key: sum(row[key] for row in rows) for key in keys} | {"rounds": rows}

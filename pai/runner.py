@@ -189,7 +189,7 @@ def _pipeline(plan: Plan, record: dict[str, Any], clock: Clock, output: Output) 
         record |= train(
             model, mask, data, plan.training,
             seed=seed, checkpoint=output.checkpoint, on_epoch=output.epoch,
-            first_epoch=plan.baseline.first_epoch,
+            first_step=plan.baseline.rewind_step or 0,
         )  # fmt: skip
     output.model(model)
 

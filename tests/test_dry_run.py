@@ -43,6 +43,19 @@ def test_training_costs_three_forward_passes_per_image() -> None:
     assert cost.score == 0
 
 
+def test_training_before_the_mask_is_counted() -> None:
+    def epochs(*overrides: str) -> float:
+        tiny = plan("training.epochs=4", *overrides)
+        return Estimator().cost(tiny).train / (1250 * 3 * Estimator().forward(tiny))
+
+    assert epochs("baseline=magnitude_after_training") == 8
+    assert epochs("baseline=lottery_ticket", "baseline.rounds=3") == 3 * 4 + 4
+    steps = 20  # of 1250 images in batches of 64
+    assert epochs("baseline=pretrain", f"baseline.prune_step={steps // 2}") == 4.5
+    late = ("baseline=lottery_ticket", "baseline.rounds=3", f"baseline.rewind_step={steps}")
+    assert epochs(*late) == 4 + 2 * 3 + 3
+
+
 def test_scoring_costs_what_the_scorer_does() -> None:
     estimator = Estimator()
     forward = estimator.forward(plan())

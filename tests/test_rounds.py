@@ -20,11 +20,16 @@ from pai.records import write_bytes_atomically
 from pai.scorers.magnitude import Magnitude
 from pai.seeding import derive_seed, global_seed
 from pai.training.loop import train
+from pai.training.step import MaskedStep
 
 TICKET = (
-    "baseline=lottery_ticket", "baseline.rounds=2", "baseline.rewind_to=1", "training.epochs=2",
-    "scorer=magnitude", "dataset.crop_padding=1",
-)  # fmt: skip
+    "baseline=lottery_ticket",
+    "baseline.rounds=2",
+    "baseline.rewind_step=20",
+    "training.epochs=2",
+    "scorer=magnitude",
+    "dataset.crop_padding=1",
+)  # fmt: skip  (an epoch has 17 steps)
 AFTER_TRAINING = ("baseline=magnitude_after_training", "scorer=magnitude", "baseline.epochs=1")
 
 
@@ -49,16 +54,17 @@ def initial(*overrides: str) -> dict[str, Tensor]:
 
 
 def states_of_training(run_dir: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Any:
-    """Return the state dict after each epoch of a dense run."""
+    """Return the state dict after each step of a dense run, with no code of rewinding involved."""
     states: list[dict[str, Tensor]] = []
-    real = pai.training.loop._next_state
+    real = MaskedStep.__call__
 
-    def note(state: Any, model: nn.Module, *rest: Any) -> Any:
-        states.append({name: v.clone() for name, v in model.state_dict().items()})
-        return real(state, model, *rest)
+    def note(self: MaskedStep, *arguments: Any) -> Any:
+        found = real(self, *arguments)
+        states.append({name: v.clone() for name, v in self._model.state_dict().items()})
+        return found
 
     with monkeypatch.context() as patch:
-        patch.setattr("pai.training.loop._next_state", note)
+        patch.setattr(MaskedStep, "__call__", note)
         tiny_run(run_dir, "scorer=none", *overrides)
     return states
 
@@ -80,7 +86,8 @@ def test_rewinding_to_the_start_restores_the_initial_weights_bit_for_bit(tmp_pat
     )  # fmt: skip
     untrained = tiny_run(tmp_path / "pai", "training.epochs=0")
     assert untrained["baseline"] == {
-        "epochs": 0, "training_flops_dense": 0, "training_flops_masked": 0, "rounds": [],
+        "steps": 0, "epochs": 0, "training_flops_dense": 0, "training_flops_masked": 0,
+        "rounds": [],
     }  # fmt: skip
     weights = load_file(tmp_path / "run" / "model.safetensors")
     warm = load_file(tmp_path / "pai" / "model.safetensors")  # the initial weights, warmed up
@@ -91,29 +98,71 @@ def test_rewinding_to_the_start_restores_the_initial_weights_bit_for_bit(tmp_pat
     assert int((spy.seen[1][name] == 0).sum()) > 0  # the second round trains a pruned network
 
 
-def test_rewinding_to_an_epoch_restores_the_weights_of_that_epoch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", [1, 17, 20])
+def test_rewinding_to_a_step_restores_the_weights_of_that_step(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[Any] = []
 
     def note(model: nn.Module, *rest: Any, **options: Any) -> Any:
         state = {name: v.clone() for name, v in model.state_dict().items()}
-        started.append((state, options["first_epoch"]))
+        started.append((state, options["first_step"]))
         return train(model, *rest, **options)
 
     dense = states_of_training(tmp_path / "dense", monkeypatch, "training.epochs=2")
+    assert len(dense) == 2 * 17
     monkeypatch.setattr("pai.runner.train", note)
     spy = Spy()
     record = tiny_run(
-        tmp_path / "run", "baseline=lottery_ticket", "baseline.rounds=1", "baseline.rewind_to=1",
+        tmp_path / "run", "baseline=lottery_ticket", "baseline.rounds=1",
+        f"baseline.rewind_step={step}", "training.epochs=2", scorer=spy,
+    )  # fmt: skip
+    for name, value in dense[-1].items():
+        assert torch.equal(spy.seen[0][name], value)  # the first training is the dense run's
+    ((state, first_step),) = started
+    assert_masked(state, dense[step - 1], tmp_path / "run")
+    assert first_step == step
+    assert [row["epoch"] for row in record["history"]] == [1, 2][step // 17 :]
+
+
+def test_training_goes_on_from_the_step_with_its_batches_and_learning_rates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[Tensor, float]] = []
+    real = MaskedStep.__call__
+
+    def note(self: MaskedStep, inputs: Tensor, targets: Tensor, factor: float, mixed: Any) -> Any:
+        calls.append((inputs.clone(), factor))
+        return real(self, inputs, targets, factor, mixed)
+
+    monkeypatch.setattr(MaskedStep, "__call__", note)
+    tiny_run(tmp_path, *TICKET)
+    assert len(calls) == 34 + 14 + 14
+    for later in (calls[34:48], calls[48:]):
+        for (inputs, factor), (again, same) in zip(calls[20:34], later, strict=True):
+            assert torch.equal(inputs, again)
+            assert factor == same
+
+
+def test_pruning_at_a_step_of_the_runs_own_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = states_of_training(tmp_path / "dense", monkeypatch, "training.epochs=2")
+    spy = Spy()
+    record = tiny_run(
+        tmp_path / "run", "baseline=pretrain", "baseline.prune_step=20", "baseline.rewind_step=20",
         "training.epochs=2", scorer=spy,
     )  # fmt: skip
-    for name, value in dense[1].items():
-        assert torch.equal(spy.seen[0][name], value)  # the first training is the dense run's
-    ((state, first_epoch),) = started
-    assert_masked(state, dense[0], tmp_path / "run")
-    assert first_epoch == 1
+    for name, value in dense[19].items():
+        assert torch.equal(spy.seen[0][name], value)
+    spent = record["baseline"]
+    assert (spent["steps"], spent["epochs"]) == (20, 20 / 17)
+    images, cost = record["data"]["train"], record["cost"]["forward_flops_dense"]
+    assert spent["training_flops_dense"] == 3 * (images + 3 * 64) * cost
     assert [row["epoch"] for row in record["history"]] == [2]
+    kept = tiny_run(tmp_path / "kept", "baseline=pretrain", "baseline.prune_step=3")
+    assert kept["baseline"]["steps"] == 3
+    assert len(kept["history"]) == 1  # the whole training follows
 
 
 def test_magnitude_after_training_keeps_the_largest_trained_weights(tmp_path: Path) -> None:
@@ -141,7 +190,7 @@ def test_each_training_that_keeps_the_weights_has_an_order_of_its_own(
     tiny_run(tmp_path / "kept", *AFTER_TRAINING, "baseline.rounds=2")
     assert seeds == [derive_seed(0, "round/0"), derive_seed(0, "round/1")]
     seeds.clear()
-    tiny_run(tmp_path / "rewound", *AFTER_TRAINING, "baseline.rounds=2", "baseline.rewind_to=0")
+    tiny_run(tmp_path / "rewound", *AFTER_TRAINING, "baseline.rounds=2", "baseline.rewind_step=0")
     assert seeds == [0, 0]
 
 
@@ -227,12 +276,14 @@ def test_the_record_says_what_was_spent(whole: Path) -> None:
     assert [row["kept"] for row in spent["rounds"]] == [
         round((1 - (1 - 0.1**0.5)) * prunable), record["mask"]["kept"],
     ]  # fmt: skip
-    assert (first["epochs"], second["epochs"], spent["epochs"]) == (2, 1, 3)
+    assert (first["steps"], second["steps"], spent["steps"]) == (34, 14, 48)
+    assert (first["epochs"], spent["epochs"]) == (2, 48 / 17)
     images = record["data"]["train"]
+    seen = 2 * images + (images - 3 * 64)  # the second round starts after three batches of 64
     assert first["training_flops_dense"] == 3 * 2 * images * cost["forward_flops_dense"]
     assert first["training_flops_masked"] == first["training_flops_dense"]  # the dense network's
     assert second["training_flops_masked"] < second["training_flops_dense"]
-    assert spent["training_flops_dense"] == 3 * 3 * images * cost["forward_flops_dense"]
+    assert spent["training_flops_dense"] == 3 * seen * cost["forward_flops_dense"]
     assert record["timing_s"]["pretrain"] > 0
     assert [len(row["history"]) for row in spent["rounds"]] == [2, 1]
     assert 0 <= first["metrics"]["test_accuracy"] <= 1
@@ -265,13 +316,11 @@ def test_a_weight_that_a_round_removed_never_returns(tmp_path: Path) -> None:
         (["baseline.rounds=0"], ["baseline: rounds", "0"]),
         (["baseline.epochs=-1"], ["baseline: epochs", "-1"]),
         (["baseline.rounds=3"], ["baseline: epochs is 0", "use a schedule"]),
-        (["baseline=pretrain", "baseline.rewind_to=-1"], ["baseline: rewind_to", "-1"]),
+        (["baseline=pretrain", "baseline.rewind_step=-1"], ["baseline: rewind_step", "-1"]),
+        (["baseline=pretrain", "baseline.prune_step=0"], ["baseline: prune_step", "0"]),
+        (["baseline.prune_step=9"], ["baseline: epochs is 0"]),
         (["baseline=lottery_ticket", "schedule=linear"], ["baseline: rounds=5", "oneshot"]),
         (["baseline=lottery_ticket", "training.epochs=0"], ["baseline: epochs: null", "is 0"]),
-        (
-            ["baseline=lottery_ticket", "training.epochs=3", "baseline.rewind_to=3"],
-            ["baseline: rewind_to=3", "3 epochs"],
-        ),
         (["baseline=lottery"], ["baseline: 'lottery' is not a choice", "'lottery_ticket'"]),
     ],
 )
@@ -279,6 +328,30 @@ def test_rounds_that_cannot_work_are_refused(arguments: list[str], words: list[s
     with pytest.raises(ConfigError) as caught:
         check("logger=none", *arguments)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["baseline=pretrain"], "prune_step=50 is beyond .* 1 epochs of 17 steps, 17 in all"),
+        (["baseline=lottery_ticket", "baseline.rewind_step=17"], "17 is not before the pruning"),
+        (
+            ["baseline=pretrain", "baseline.prune_step=9", "baseline.rewind_step=10"],
+            "rewind_step=10 is not before the pruning after 9 steps",
+        ),
+        (
+            ["baseline=pretrain", "baseline.epochs=2", "baseline.prune_step=20",
+             "baseline.rewind_step=17"],
+            "rewind_step=17 is not before the end of the run's training: 1 epochs of 17 steps",
+        ),
+    ],
+)  # fmt: skip
+def test_steps_that_no_training_reaches_are_refused_before_any(
+    arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pai.rounds.train", None)
+    with pytest.raises(ConfigError, match=f"baseline: {words}" if words[0] == "p" else words):
+        tiny_run(tmp_path, *arguments)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -300,12 +373,12 @@ def test_densities_have_a_constant_ratio() -> None:
 def test_two_processes_find_the_ticket_of_one(tmp_path: Path) -> None:
     settings = (
         "model.depth=8", "model.width=4", "baseline=lottery_ticket", "baseline.rounds=2",
-        "baseline.rewind_to=1", "training.epochs=2", "sparsity=0.5",
+        "baseline.rewind_step=20", "training.epochs=2", "sparsity=0.5",
     )  # fmt: skip
     done = torchrun(*settings, "hydra.run.dir=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     record, mask = record_in(tmp_path / "run"), load_file(tmp_path / "run" / "mask.safetensors")
-    assert record["baseline"]["epochs"] == 3
+    assert record["baseline"]["steps"] == 48
     assert record["mask"]["kept"] == round(0.5 * record["mask"]["prunable"])
     weights = load_file(tmp_path / "run" / "model.safetensors")
     assert all(not weights[name][~keep].any() for name, keep in mask.items())

@@ -27,10 +27,11 @@ def summarise(record: Mapping[str, Any], run_dir: Path) -> str:
         f"cost nothing"
     )
     spent = record.get("baseline") or {}
-    if spent.get("epochs"):
+    if spent.get("steps"):
         lines.append(
-            f"before     {spent['epochs']} epochs of training in {len(spent['rounds'])} rounds "
-            f"({spent['training_flops_dense'] / 1e9:,.2f} GFLOPs) before the mask"
+            f"before     {spent['steps']:,} steps ({spent['epochs']:.3g} epochs) of training in "
+            f"{len(spent['rounds'])} rounds ({spent['training_flops_dense'] / 1e9:,.2f} GFLOPs) "
+            f"before the mask"
         )
     lines += _paths(mask)
     lines.append(

@@ -1,7 +1,10 @@
 """The training loop of the masked network."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +25,17 @@ from pai.training.step import MaskedStep
 EpochFn = Callable[[dict[str, float]], None]
 
 
+@dataclass(frozen=True)
+class Moment:
+    """``then`` is called when ``step`` optimizer steps of the options' training are done."""
+
+    step: int
+    then: Callable[[], None]
+
+
+NEVER = Moment(-1, lambda: None)
+
+
 def train(
     model: nn.Module,
     mask: Mapping[str, Tensor],
@@ -31,8 +45,9 @@ def train(
     seed: int,
     checkpoint: Path | None,
     on_epoch: EpochFn,
-    first_epoch: int = 0,
-    last_epoch: int | None = None,
+    first_step: int = 0,
+    last_step: int | None = None,
+    moment: Moment = NEVER,
 ) -> dict[str, Any]:
     """Train ``model`` in place, pruned weights exactly zero throughout; resume if possible.
 
@@ -42,9 +57,11 @@ def train(
     the best epoch.
 
     With several processes all call this with the same arguments, but only the main one has a
-    ``checkpoint``; all return the same. Data order, augmentation and learning rate of an epoch
-    follow from its number. With ``first_epoch`` and ``last_epoch`` only the epochs after the first
-    and up to the last of those that the options have are trained.
+    ``checkpoint``; all return the same. Data order, augmentation and learning rate of a step
+    follow from its epoch and its number in it. With ``first_step`` and ``last_step`` only the steps
+    after the first and up to the last of those that the options have are taken (see
+    :func:`steps_per_epoch`); an epoch of which some are left out counts as one, and its row is of
+    the rest. A resumed run may come by ``moment`` again.
 
     Returns:
         ``{"history": [one dict per epoch], "metrics": {...}}`` as in the record.
@@ -54,21 +71,25 @@ def train(
     """
     step = MaskedStep(model, mask, options)
     stored = broadcast_object(load_checkpoint(checkpoint) if checkpoint is not None else None)
-    state = stored or _first_state(model, step.optimizer, first_epoch)
+    each = steps_per_epoch(data, options)
+    last = options.epochs * each if last_step is None else last_step
+    state = stored or _first_state(model, step.optimizer, first_step // each)
     model.load_state_dict(state["model"])
     step.optimizer.load_state_dict(state["optimizer"])
     for row in state["history"]:
         on_epoch(row)
     shares = {"rank": rank(), "world_size": world_size()}
-    steps = len(data.training_batches(options.batch_size, seed, 0, **shares))
     bar = tqdm(
-        total=options.epochs * steps, initial=state["epoch"] * steps,
+        total=last, initial=max(first_step, state["epoch"] * each),
         desc="training", unit="batch", disable=None if is_main() else True,
     )  # fmt: skip
-    for epoch in range(state["epoch"], options.epochs if last_epoch is None else last_epoch):
+    for epoch in range(state["epoch"], math.ceil(last / each)):
+        steps = range(max(0, first_step - epoch * each), min(each, last - epoch * each))
         batches = data.training_batches(options.batch_size, seed, epoch, **shares)
         with global_seed(seed, f"training/{epoch}" + (f"/{rank()}" if rank() else "")):
-            row = _train_epoch(model, step, batches, data.task, options, seed, bar, epoch)
+            row = _train_epoch(
+                model, step, batches, data.task, options, seed, bar, steps, moment, epoch
+            )
         broadcast_tensors(model.buffers())  # BatchNorm's own statistics differ between processes
         val = _evaluate(model, data, data.val, options)
         check_finite("validation", val.loss, f"epoch {epoch + 1}")
@@ -81,6 +102,13 @@ def train(
     bar.close()
     metrics = _final_metrics(model, data, options, state["best"])
     return {"history": state["history"], "metrics": metrics}
+
+
+def steps_per_epoch(data: Bundle, options: Training) -> int:
+    """Return how many optimizer steps an epoch has: batches of all processes together."""
+    return len(
+        data.training_batches(options.batch_size, 0, 0, rank=rank(), world_size=world_size())
+    )
 
 
 def _first_state(model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int) -> dict[str, Any]:
@@ -108,12 +136,14 @@ def _next_state(
 
 def _train_epoch(
     model: nn.Module, step: MaskedStep, batches: SampleBatches, task: Task, options: Training,
-    seed: int, bar: "tqdm[NoReturn]", epoch: int,
+    seed: int, bar: "tqdm[NoReturn]", steps: range, moment: Moment, epoch: int,
 ) -> dict[str, float]:  # fmt: skip
-    """Train for one epoch and return the training's part of its row in the history."""
+    """Take the ``steps`` of one epoch; return the training's part of its row in the history."""
     model.train()
-    meter, started = Meter(epoch), time.perf_counter()
-    for number, (inputs, targets) in enumerate(batches):
+    meter, started = Meter(epoch, steps.start), time.perf_counter()
+    for number, (inputs, targets) in zip(
+        steps, islice(batches, steps.start, steps.stop), strict=True
+    ):
         progress = epoch + (number + 0.5) / len(batches)
         mixture = None
         if options.mixup_alpha > 0:
@@ -122,6 +152,8 @@ def _train_epoch(
         factor = options.lr_schedule.factor(progress, options.epochs)
         meter.add(*step(inputs, targets, factor, mixture), targets.numel())
         bar.update()
+        if epoch * len(batches) + number + 1 == moment.step:
+            moment.then()
     loss, accuracy = meter.means()
     return {
         "epoch": epoch + 1, "train_loss": loss, "train_accuracy": accuracy,

@@ -22,11 +22,11 @@ class Meter:
     bad loss at the same step.
     """
 
-    def __init__(self, epoch: int) -> None:
+    def __init__(self, epoch: int, steps_before: int = 0) -> None:
         self._epoch = epoch
         self._waiting: list[tuple[Tensor, Tensor, int]] = []
         self._loss_sum, self._correct = 0.0, 0.0
-        self.predictions, self._steps = 0, 0
+        self.predictions, self._steps = 0, steps_before
 
     def add(self, loss: Tensor, correct: Tensor, predictions: int) -> None:
         """Take the mean loss of a step and how many of its ``predictions`` were right.
