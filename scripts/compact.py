@@ -1,14 +1,16 @@
 """Remove the channels of a finished run that cannot influence its output, and export what is left.
 
-    python scripts/compact.py RUN_DIR [--out DIR] [--batch-size 128] [--seconds 5]
+    python scripts/compact.py RUN_DIR [--out DIR] [--batch-size 128] [--seconds 5] [--onnx]
 
 Rebuilds the network of RUN_DIR from its record, loads its weights, compacts it (pai.compact) and
 checks that the outputs are the same. DIR (default RUN_DIR/compact) gets ``sparse.safetensors``, the
 whole network without its zeros (pai.load_sparse), ``compact.pt2``, the compacted network for
-``torch.export.load``, and ``report.json``. Times are of forward passes in turn, one of each.
+``torch.export.load``, and ``report.json``; with ``--onnx`` (extra ``pai[onnx]``) also
+``compact.onnx``, run once by onnxruntime. Times are of forward passes in turn, one of each.
 """
 
 import argparse
+import importlib.util
 import io
 import json
 import statistics
@@ -79,7 +81,32 @@ def export(model: nn.Module, inputs: torch.Tensor, path: Path) -> float:
         return float((loaded(inputs[:3]) - model(inputs[:3])).abs().max())
 
 
-def examine(run_dir: Path, out: Path, batch_size: int, seconds: float) -> dict[str, Any]:
+def export_onnx(model: nn.Module, inputs: torch.Tensor, path: Path) -> float:
+    """Write ``model`` as ONNX for any batch size; return onnxruntime's largest deviation."""
+    import onnxruntime
+
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.onnx.export(
+        model, (inputs,), dynamo=True, dynamic_shapes=({0: batch},), verbose=False,
+        input_names=["input"], output_names=["logits"],
+    )  # fmt: skip
+    assert program is not None, "None is what exporting to a file returns"
+    content = program.model_proto.SerializeToString()
+    write_bytes_atomically(path, content)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"input": inputs[:3].numpy()})
+    with torch.no_grad():
+        return float((torch.from_numpy(found) - model(inputs[:3])).abs().max())
+
+
+def channels(model: nn.Module) -> int:
+    """Return the output channels of all convolutions."""
+    return sum(m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+
+
+def examine(
+    run_dir: Path, out: Path, batch_size: int, seconds: float, *, onnx: bool
+) -> dict[str, Any]:
     """Compact, check, time and export; return what was found.
 
     Raises:
@@ -103,6 +130,7 @@ def examine(run_dir: Path, out: Path, batch_size: int, seconds: float) -> dict[s
     report = {
         "largest_output": float(expected.abs().max()),
         "largest_deviation": deviation,
+        "channels": [channels(network) for network in (model, small)],
         "parameters": [cost.parameters_dense for cost in costs],
         "forward_flops": [cost.forward_flops_dense for cost in costs],
         "batch_size": batch_size,
@@ -114,6 +142,8 @@ def examine(run_dir: Path, out: Path, batch_size: int, seconds: float) -> dict[s
         "sparse_bytes": pai.save_sparse(model, out / "sparse.safetensors"),
         "exported_deviation": export(small, inputs, out / "compact.pt2"),
     }
+    if onnx:
+        report["onnx_deviation"] = export_onnx(small, inputs, out / "compact.onnx")
     write_bytes_atomically(out / "report.json", (json.dumps(report, indent=2) + "\n").encode())
     return report
 
@@ -121,17 +151,26 @@ def examine(run_dir: Path, out: Path, batch_size: int, seconds: float) -> dict[s
 def describe(report: dict[str, Any]) -> str:
     """Return the report as text."""
     (before, after), (flops, fewer) = report["parameters"], report["forward_flops"]
+    (wide, narrow), images = report["channels"], report["batch_size"]
+    slow, fast = (f"{taken / images * 1e6:,.1f}" for taken in report["forward_s"])
     low, high = report["speed_up_quartiles"]
     return "\n".join(
         (
             f"outputs     differ by at most {report['largest_deviation']:.1e}; the largest is "
             f"{report['largest_output']:.3g}",
+            f"channels    {wide:,} -> {narrow:,} of convolutions ({wide - narrow:,} removed)",
             f"parameters  {before:,} -> {after:,} ({after / before:.1%})",
             f"MFLOPs      {flops / 1e6:,.2f} -> {fewer / 1e6:,.2f} per image ({fewer / flops:.1%})",
+            f"time        {slow} -> {fast} microseconds per image",
             f"speed-up    {report['speed_up']:.2f} (quartiles {low:.2f} to {high:.2f}, "
-            f"{report['timed_pairs']} pairs of forward passes of {report['batch_size']} images)",
+            f"{report['timed_pairs']} pairs of forward passes of {images} images)",
             f"bytes       {report['model_bytes']:,} -> {report['sparse_bytes']:,} without zeros",
             f"exported    outputs differ by at most {report['exported_deviation']:.1e}",
+            *(
+                f"ONNX        outputs differ by at most {found:.1e} in onnxruntime"
+                for found in (report.get("onnx_deviation"),)
+                if found is not None
+            ),
         )
     )
 
@@ -143,12 +182,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: RUN_DIR/compact")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=5.0, help="how long to time")
+    parser.add_argument("--onnx", action="store_true", help="write compact.onnx too")
     arguments = parser.parse_args()
     run_dir = arguments.run_dir
+    missing = [m for m in ("onnxruntime", "onnxscript") if importlib.util.find_spec(m) is None]
+    if arguments.onnx and missing:
+        sys.exit(f"compact error: --onnx needs {missing[0]}: pip install 'pai[onnx]'")
     try:
         report = examine(
-            run_dir, arguments.out or run_dir / "compact", arguments.batch_size, arguments.seconds
-        )
+            run_dir, arguments.out or run_dir / "compact", arguments.batch_size,
+            arguments.seconds, onnx=arguments.onnx,
+        )  # fmt: skip
     except (ConfigError, ValueError) as error:
         sys.exit(f"compact error: {error}")
     print(describe(report))

@@ -25,11 +25,11 @@ from pai.training.step import MaskedStep
 TICKET = (
     "baseline=lottery_ticket",
     "baseline.rounds=2",
-    "baseline.rewind_step=20",
+    "baseline.rewind_step=25",
     "training.epochs=2",
     "scorer=magnitude",
     "dataset.crop_padding=1",
-)  # fmt: skip  (an epoch has 17 steps)
+)  # fmt: skip  (an epoch has 21 steps)
 AFTER_TRAINING = ("baseline=magnitude_after_training", "scorer=magnitude", "baseline.epochs=1")
 
 
@@ -98,7 +98,7 @@ def test_rewinding_to_the_start_restores_the_initial_weights_bit_for_bit(tmp_pat
     assert int((spy.seen[1][name] == 0).sum()) > 0  # the second round trains a pruned network
 
 
-@pytest.mark.parametrize("step", [1, 17, 20])
+@pytest.mark.parametrize("step", [1, 21, 25])
 def test_rewinding_to_a_step_restores_the_weights_of_that_step(
     step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,7 +110,7 @@ def test_rewinding_to_a_step_restores_the_weights_of_that_step(
         return train(model, *rest, **options)
 
     dense = states_of_training(tmp_path / "dense", monkeypatch, "training.epochs=2")
-    assert len(dense) == 2 * 17
+    assert len(dense) == 2 * 21
     monkeypatch.setattr("pai.runner.train", note)
     spy = Spy()
     record = tiny_run(
@@ -122,7 +122,7 @@ def test_rewinding_to_a_step_restores_the_weights_of_that_step(
     ((state, first_step),) = started
     assert_masked(state, dense[step - 1], tmp_path / "run")
     assert first_step == step
-    assert [row["epoch"] for row in record["history"]] == [1, 2][step // 17 :]
+    assert [row["epoch"] for row in record["history"]] == [1, 2][step // 21 :]
 
 
 def test_training_goes_on_from_the_step_with_its_batches_and_learning_rates(
@@ -137,9 +137,9 @@ def test_training_goes_on_from_the_step_with_its_batches_and_learning_rates(
 
     monkeypatch.setattr(MaskedStep, "__call__", note)
     tiny_run(tmp_path, *TICKET)
-    assert len(calls) == 34 + 14 + 14
-    for later in (calls[34:48], calls[48:]):
-        for (inputs, factor), (again, same) in zip(calls[20:34], later, strict=True):
+    assert len(calls) == 42 + 17 + 17
+    for later in (calls[42:59], calls[59:]):
+        for (inputs, factor), (again, same) in zip(calls[25:42], later, strict=True):
             assert torch.equal(inputs, again)
             assert factor == same
 
@@ -150,15 +150,15 @@ def test_pruning_at_a_step_of_the_runs_own_training(
     dense = states_of_training(tmp_path / "dense", monkeypatch, "training.epochs=2")
     spy = Spy()
     record = tiny_run(
-        tmp_path / "run", "baseline=pretrain", "baseline.prune_step=20", "baseline.rewind_step=20",
+        tmp_path / "run", "baseline=pretrain", "baseline.prune_step=25", "baseline.rewind_step=25",
         "training.epochs=2", scorer=spy,
     )  # fmt: skip
-    for name, value in dense[19].items():
+    for name, value in dense[24].items():
         assert torch.equal(spy.seen[0][name], value)
     spent = record["baseline"]
-    assert (spent["steps"], spent["epochs"]) == (20, 20 / 17)
+    assert (spent["steps"], spent["epochs"]) == (25, 25 / 21)
     images, cost = record["data"]["train"], record["cost"]["forward_flops_dense"]
-    assert spent["training_flops_dense"] == 3 * (images + 3 * 64) * cost
+    assert spent["training_flops_dense"] == 3 * (images + 4 * 64) * cost
     assert [row["epoch"] for row in record["history"]] == [2]
     kept = tiny_run(tmp_path / "kept", "baseline=pretrain", "baseline.prune_step=3")
     assert kept["baseline"]["steps"] == 3
@@ -276,10 +276,10 @@ def test_the_record_says_what_was_spent(whole: Path) -> None:
     assert [row["kept"] for row in spent["rounds"]] == [
         round((1 - (1 - 0.1**0.5)) * prunable), record["mask"]["kept"],
     ]  # fmt: skip
-    assert (first["steps"], second["steps"], spent["steps"]) == (34, 14, 48)
-    assert (first["epochs"], spent["epochs"]) == (2, 48 / 17)
+    assert (first["steps"], second["steps"], spent["steps"]) == (42, 17, 59)
+    assert (first["epochs"], spent["epochs"]) == (2, 59 / 21)
     images = record["data"]["train"]
-    seen = 2 * images + (images - 3 * 64)  # the second round starts after three batches of 64
+    seen = 2 * images + (images - 4 * 64)  # the second round starts after four batches of 64
     assert first["training_flops_dense"] == 3 * 2 * images * cost["forward_flops_dense"]
     assert first["training_flops_masked"] == first["training_flops_dense"]  # the dense network's
     assert second["training_flops_masked"] < second["training_flops_dense"]
@@ -333,16 +333,16 @@ def test_rounds_that_cannot_work_are_refused(arguments: list[str], words: list[s
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["baseline=pretrain"], "prune_step=50 is beyond .* 1 epochs of 17 steps, 17 in all"),
-        (["baseline=lottery_ticket", "baseline.rewind_step=17"], "17 is not before the pruning"),
+        (["baseline=pretrain"], "prune_step=50 is beyond .* 1 epochs of 21 steps, 21 in all"),
+        (["baseline=lottery_ticket", "baseline.rewind_step=21"], "21 is not before the pruning"),
         (
             ["baseline=pretrain", "baseline.prune_step=9", "baseline.rewind_step=10"],
             "rewind_step=10 is not before the pruning after 9 steps",
         ),
         (
-            ["baseline=pretrain", "baseline.epochs=2", "baseline.prune_step=20",
-             "baseline.rewind_step=17"],
-            "rewind_step=17 is not before the end of the run's training: 1 epochs of 17 steps",
+            ["baseline=pretrain", "baseline.epochs=2", "baseline.prune_step=25",
+             "baseline.rewind_step=21"],
+            "rewind_step=21 is not before the end of the run's training: 1 epochs of 21 steps",
         ),
     ],
 )  # fmt: skip
@@ -373,12 +373,12 @@ def test_densities_have_a_constant_ratio() -> None:
 def test_two_processes_find_the_ticket_of_one(tmp_path: Path) -> None:
     settings = (
         "model.depth=8", "model.width=4", "baseline=lottery_ticket", "baseline.rounds=2",
-        "baseline.rewind_step=20", "training.epochs=2", "sparsity=0.5",
+        "baseline.rewind_step=25", "training.epochs=2", "sparsity=0.5",
     )  # fmt: skip
     done = torchrun(*settings, "hydra.run.dir=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     record, mask = record_in(tmp_path / "run"), load_file(tmp_path / "run" / "mask.safetensors")
-    assert record["baseline"]["steps"] == 48
+    assert record["baseline"]["steps"] == 59
     assert record["mask"]["kept"] == round(0.5 * record["mask"]["prunable"])
     weights = load_file(tmp_path / "run" / "model.safetensors")
     assert all(not weights[name][~keep].any() for name, keep in mask.items())

@@ -13,6 +13,8 @@ A kept weight is *effective* if, somewhere, it multiplies a live entry and the r
 networks of affine layers, ReLU-like functions and BatchNorm these are the weights on input-output
 paths; in attention a path may go through queries, keys or values, and LayerNorm connects all the
 channels it normalises. The result depends on the mask only, not on the values of the weights.
+Where the data is a buffer and a sample only the number of a row (node features that a module names
+in ``data_buffers``), that buffer is the input and all rows of the output count.
 Source: Vysogorets and Kempe 2023, arXiv 2107.02306, section 3, for networks without products.
 """
 
@@ -26,15 +28,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, functionalize, jvp, vjp
-from torch.fx import Graph, Node
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.func import jvp, vjp
+from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from pai.errors import first_line
 from pai.masking.surrogates import NotDefinedError, aten, surrogate
+from pai.masking.tracing import trace
 from pai.state import scoring_mode
 
 _ADDITIONS = {aten.add, aten.sub, aten.rsub, aten.addmm, aten.baddbmm, aten.addmv}
@@ -69,15 +71,14 @@ class Connectivity:
         self._shapes = {name: p.shape for name, p in model.named_parameters()}
         self._device = inputs.device
         with scoring_mode(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            graph, buffers, constants = _trace(model, inputs[:1])
-            self._nodes = list(graph.nodes)
+            traced = trace(model, inputs)
+            self._nodes = list(traced.graph.nodes)
             placeholders = [node for node in self._nodes if node.op == "placeholder"]
             self._parameters = dict(zip(self._shapes, placeholders, strict=False))
-            self._input = placeholders[-1]
-            self._input_shape = inputs[:1].shape
-            between = placeholders[len(self._shapes) : -1]
-            known = {node: v.clone() for node, v in zip(between, buffers, strict=True)}
-            self._classify(known, constants)
+            rest = dict(zip(placeholders[len(self._shapes) :], traced.values, strict=True))
+            self._inputs = {n: v.shape for n, v in rest.items() if any(v is x for x in traced.data)}
+            known = {n: v.clone() for n, v in rest.items() if n not in self._inputs}
+            self._classify(known, traced.constants)
 
     def paths(self, mask: Mapping[str, Tensor]) -> Paths:
         """Return what of ``mask`` (by parameter name) is connected.
@@ -100,7 +101,7 @@ class Connectivity:
 
     def _classify(self, known: dict[Node, Any], constants: nn.Module) -> None:
         """Find what depends on the input, what on parameters only (and on which), and the rest."""
-        self._signals: set[Node] = {self._input}
+        self._signals: set[Node] = set(self._inputs)
         self._sources: dict[Node, set[str]] = {n: {name} for name, n in self._parameters.items()}
         self._known = known
         for node in self._nodes:
@@ -122,8 +123,8 @@ class Connectivity:
         for name, node in self._parameters.items():
             ones = torch.ones(self._shapes[name], device=self._device)
             nonzero[node] = mask[name].to(ones) if name in mask else ones
-        everywhere = torch.ones(self._input_shape, device=self._device)
-        nonzero[self._input], live = everywhere, {self._input: everywhere}
+        everywhere = {n: torch.ones(s, device=self._device) for n, s in self._inputs.items()}
+        nonzero, live = nonzero | everywhere, dict[Node, Any](everywhere)
         for node in self._nodes:
             if node.op != "call_function" or node in self._known:
                 continue
@@ -221,7 +222,7 @@ class Connectivity:
     def _cut(self, live: Mapping[Node, Any], mask: Mapping[str, Tensor]) -> str | None:
         last_use = {o: i for i, node in enumerate(self._nodes) for o in node.all_input_nodes}
         layer: str | None = None
-        waiting: set[Node] = {self._input}
+        waiting: set[Node] = set(self._inputs)
         for position, node in enumerate(self._nodes):
             if node in self._signals:
                 names = [
@@ -261,22 +262,6 @@ def effective_kept(
         NotDefinedError: what in the network has no rule.
     """
     return Connectivity(model, inputs).paths(mask).effective
-
-
-def _trace(model: nn.Module, inputs: Tensor) -> tuple[Graph, list[Tensor], nn.Module]:
-    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-
-    def run(parameters_: list[Tensor], buffers_: list[Tensor], x: Tensor) -> Any:
-        state = dict(zip([*parameters, *buffers], [*parameters_, *buffers_], strict=True))
-        return functional_call(model, state, (x,))
-
-    values = list(buffers.values())
-    try:
-        traced = make_fx(functionalize(run))(list(parameters.values()), values, inputs)
-    except RuntimeError as error:  # data-dependent control flow
-        raise NotDefinedError(f"the network cannot be traced: {first_line(error)}") from error
-    traced.graph.eliminate_dead_code()
-    return traced.graph, values, traced
 
 
 def _bits(value: Any) -> Any:

@@ -22,7 +22,7 @@ class Scorer(ABC):
     """True for the dense reference alone: no mask is selected from its scores."""
 
     takes_whole_numbers: ClassVar[bool] = True
-    """False if inputs are replaced by real numbers, which numbers of tokens and nodes cannot be."""
+    """False if the method is defined for real inputs only, not for numbers of tokens and nodes."""
 
     remembers: ClassVar[bool] = False
     """True if scores are worth keeping in the cache, and follow from the class's source and plain
@@ -99,7 +99,7 @@ class Scorer(ABC):
         whole = inputs is not None and not inputs.is_floating_point()
         if whole and not self.takes_whole_numbers:
             raise ConfigError(
-                f"scorer: {type(self).__name__} feeds real numbers in place of the inputs, and "
+                f"scorer: {type(self).__name__} is defined for inputs that are real numbers, and "
                 f"those of this task are whole numbers (of tokens or nodes); use another scorer"
             )
 

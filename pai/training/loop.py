@@ -59,9 +59,8 @@ def train(
     With several processes all call this with the same arguments, but only the main one has a
     ``checkpoint``; all return the same. Data order, augmentation and learning rate of a step
     follow from its epoch and its number in it. With ``first_step`` and ``last_step`` only the steps
-    after the first and up to the last of those that the options have are taken (see
-    :func:`steps_per_epoch`); an epoch of which some are left out counts as one, and its row is of
-    the rest. A resumed run may come by ``moment`` again.
+    after the first and up to the last of those that the options have are taken; an epoch of which
+    some are left out counts as one, its row is of the rest. A resumed run may see ``moment`` again.
 
     Returns:
         ``{"history": [one dict per epoch], "metrics": {...}}`` as in the record.
@@ -78,27 +77,21 @@ def train(
     step.optimizer.load_state_dict(state["optimizer"])
     for row in state["history"]:
         on_epoch(row)
-    shares = {"rank": rank(), "world_size": world_size()}
-    bar = tqdm(
-        total=last, initial=max(first_step, state["epoch"] * each),
-        desc="training", unit="batch", disable=None if is_main() else True,
-    )  # fmt: skip
+    bar = _bar(max(first_step, state["epoch"] * each), last)
     for epoch in range(state["epoch"], math.ceil(last / each)):
         steps = range(max(0, first_step - epoch * each), min(each, last - epoch * each))
-        batches = data.training_batches(options.batch_size, seed, epoch, **shares)
+        batches = _batches(data, options, seed, epoch)
         with global_seed(seed, f"training/{epoch}" + (f"/{rank()}" if rank() else "")):
             row = _train_epoch(
                 model, step, batches, data.task, options, seed, bar, steps, moment, epoch
             )
         broadcast_tensors(model.buffers())  # BatchNorm's own statistics differ between processes
-        val = _evaluate(model, data, data.val, options)
-        check_finite("validation", val.loss, f"epoch {epoch + 1}")
-        row |= data.task.measures("val", val.loss, val.accuracy)
+        row = _validated(row, model, data, options)
         state = _next_state(state, model, step.optimizer, row, data.task)
         if checkpoint is not None:
             save_checkpoint(checkpoint, state)
         on_epoch(row)
-        bar.set_postfix_str(f"epoch {epoch + 1}/{options.epochs}, validation {val.accuracy:.2%}")
+        bar.set_postfix_str(f"epoch {epoch + 1}, validation {row['val_accuracy']:.2%}")
     bar.close()
     metrics = _final_metrics(model, data, options, state["best"])
     return {"history": state["history"], "metrics": metrics}
@@ -106,9 +99,17 @@ def train(
 
 def steps_per_epoch(data: Bundle, options: Training) -> int:
     """Return how many optimizer steps an epoch has: batches of all processes together."""
-    return len(
-        data.training_batches(options.batch_size, 0, 0, rank=rank(), world_size=world_size())
-    )
+    return len(_batches(data, options, 0, 0))
+
+
+def _batches(data: Bundle, options: Training, seed: int, epoch: int) -> SampleBatches:
+    size, shares = options.batch_size, {"rank": rank(), "world_size": world_size()}
+    return data.training_batches(size, seed, epoch, **shares)
+
+
+def _bar(done: int, total: int) -> "tqdm[NoReturn]":
+    hidden = None if is_main() else True  # None: where there is no terminal
+    return tqdm(total=total, initial=done, desc="training", unit="batch", disable=hidden)
 
 
 def _first_state(model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int) -> dict[str, Any]:
@@ -160,6 +161,15 @@ def _train_epoch(
         "lr": step.optimizer.param_groups[0]["lr"],
         f"train_{task.predictions}_per_s": meter.predictions / (time.perf_counter() - started),
     }  # fmt: skip
+
+
+def _validated(
+    row: dict[str, float], model: nn.Module, data: Bundle, options: Training
+) -> dict[str, float]:
+    """Return the row of an epoch with what its validation says."""
+    val = _evaluate(model, data, data.val, options)
+    check_finite("validation", val.loss, f"epoch {row['epoch']}")
+    return row | data.task.measures("val", val.loss, val.accuracy)
 
 
 def _evaluate(model: nn.Module, data: Bundle, part: Sized, options: Training) -> Evaluation:

@@ -1,0 +1,94 @@
+"""Effective weights of graph networks, against changing entries one by one."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import LABELS, config
+from torch import Tensor, nn
+
+import pai
+from pai.masking.effective import Connectivity, effective_kept
+from pai.models.gnn import gat, gcn
+from pai.plan import prepare
+from pai.runner import run
+
+NODES, FEATURES = 6, 3
+RING = torch.tensor([[n, (n + 1) % NODES] for n in range(NODES)] + [[0, 3]]).T
+EDGES = torch.cat((RING, RING.flip(0)), dim=1)
+
+
+def graph(build: Any, **options: Any) -> nn.Module:
+    """Return a graph network in which no signal is negative, so that none is cancelled or cut."""
+    model: nn.Module = build(
+        num_classes=2, node_features=torch.rand(NODES, FEATURES), edge_index=EDGES, **options
+    )
+    for parameter in model.parameters():
+        parameter.data.abs_()
+    return model.double().eval()
+
+
+def signals(model: nn.Module, layer: nn.Module, change: Tensor | None) -> tuple[Tensor, ...]:
+    """Return input and output of ``layer``, ``change`` added, and the logits of all nodes."""
+    seen: list[Tensor] = []
+
+    def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        seen.extend((args[0], out))
+        return out if change is None else out + change
+
+    handle = layer.register_forward_hook(hook)
+    with torch.no_grad():
+        logits = model(torch.arange(NODES))
+    handle.remove()
+    return seen[0], seen[1], logits
+
+
+def by_brute_force(model: Any, keep: Tensor, layer: nn.Module) -> Tensor:
+    """Return the kept weights between what varies with the features and what the logits hear."""
+    first, out, logits = signals(model, layer, None)
+    features = model.features
+    model.features = torch.rand_like(features)
+    varies = signals(model, layer, None)[0] != first
+    model.features = features
+    heard = torch.zeros(out.shape, dtype=torch.bool)
+    for position in itertools.product(*map(range, out.shape)):
+        change = torch.zeros_like(out)
+        change[position] = 0.37
+        heard[position] = (signals(model, layer, change)[2] - logits).abs().max() > 1e-13
+    return keep & (torch.einsum("vo,vi->oi", heard.double(), varies.double()) > 0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("build", "options"), [(gcn, {"width": 5, "depth": 3}), (gat, {"width": 3, "heads": 2})]
+)
+def test_effective_weights_of_graph_networks(build: Any, options: Any, seed: int) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = graph(build, **options)
+        parameters = pai.prunable_parameters(model, include_classifier=True)
+        mask = {name: torch.rand(p.shape) < 0.4 for name, p in parameters.items()}
+    if seed == 3:
+        mask["layers.1.linear.weight"][:] = False
+    pai.apply_mask(model, mask)
+    found = effective_kept(model, mask, torch.tensor([4]))
+    for name, keep in mask.items():
+        layer = model.get_submodule(name.removesuffix(".weight"))
+        assert torch.equal(found[name], by_brute_force(model, keep, layer)), name
+    kept = sum(int(keep.sum()) for keep in mask.values())
+    assert (0 < sum(int(keep.sum()) for keep in found.values()) < kept) == (seed != 3)
+    cut = Connectivity(model, torch.tensor([4])).paths(mask).cut_at
+    assert cut == ("layers.1.linear.weight" if seed == 3 else None)
+
+
+@pytest.mark.parametrize("model", ["gcn", "gat"])
+def test_a_run_on_a_graph_says_how_much_of_it_is_connected(model: str, tmp_path: Path) -> None:
+    chosen = (
+        "dataset=karate", f"model={model}", "training.epochs=0", "logger=none", "device=cpu",
+        "scorer=random", "sparsity=0.97", "scoring.samples_per_class=2",
+    )  # fmt: skip
+    mask = run(prepare(config(*chosen)), tmp_path, LABELS)["mask"]
+    assert mask["effective_undefined"] is None
+    assert mask["sparsity"] <= mask["effective_sparsity"] <= 1
