@@ -1,8 +1,10 @@
 """Compacted networks give the same outputs; sparse files give the same bits."""
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -202,12 +204,45 @@ def test_a_sparse_file_of_another_network_is_refused(tmp_path: Path) -> None:
 def test_the_script_compacts_a_run(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     tiny_run(run_dir, "sparsity=0.99", "training.epochs=0")
-    script = str(CHECKOUT / "scripts" / "compact.py")
-    done = python(script, str(run_dir), "--seconds", "0", "--batch-size", "8", cwd=tmp_path)
+    path = str(CHECKOUT / "scripts" / "compact.py")
+    done = python(path, str(run_dir), "--seconds", "0", "--batch-size", "8", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads((run_dir / "compact" / "report.json").read_text())
     assert report["parameters"][1] < report["parameters"][0]
     assert report["exported_deviation"] < 1e-5
-    assert "speed-up" in done.stdout
-    missing = python(script, str(tmp_path), cwd=tmp_path)
+    assert report["channels"][1] < report["channels"][0]
+    assert "speed-up" in done.stdout and "microseconds per image" in done.stdout
+    missing = python(path, str(tmp_path), cwd=tmp_path)
     assert missing.returncode == 1 and "holds no completed run" in missing.stderr
+
+
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import scripts/compact.py."""
+    monkeypatch.syspath_prepend(str(CHECKOUT / "scripts"))
+    return importlib.import_module("compact")
+
+
+@pytest.mark.filterwarnings("ignore::Warning")  # torch's exporter and onnxscript warn
+def test_a_compacted_network_runs_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = pruned(lambda: thin_resnet(num_classes=3, in_channels=2, depth=8, width=4), 0.1, 0)
+    model, inputs = model.float(), torch.randn(5, 2, 8, 8)
+    small = pai.compact(model, inputs)
+    assert script(monkeypatch).export_onnx(small, inputs, tmp_path / "x.onnx") < 1e-5
+    session = onnxruntime.InferenceSession(tmp_path / "x.onnx")
+    for batch in (inputs, inputs[:1]):
+        (found,) = session.run(None, {"input": batch.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), model(batch), rtol=1e-4, atol=1e-5)
+
+
+def test_onnx_without_its_packages_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compact = script(monkeypatch)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sys.argv", ["compact.py", str(tmp_path), "--onnx"])
+    with pytest.raises(SystemExit, match=r"--onnx needs onnxruntime: pip install 'pai\[onnx\]'"):
+        compact.main()

@@ -218,6 +218,18 @@ def _index(x: Tensor, indices: Sequence[Tensor | None], *values: Any) -> Tensor:
     return out
 
 
+def _scattered(
+    x: Tensor, dim: int, index: Tensor, source: Tensor, *rest: Any, **how: Any
+) -> Tensor:
+    """Add to each result what an ``index_add`` or ``scatter_reduce`` brings there."""
+    del rest, how
+    if index.is_floating_point():
+        raise NotDefinedError("scattering to positions that depend on the input has no rule")
+    if index.ndim < source.ndim:
+        return x.index_add(dim, index, source)
+    return x.scatter_add(dim, index, source)
+
+
 def _pad(x: Tensor, pad: list[int], value: float = 0) -> Tensor:
     return F.pad(x, pad, value=float(value != 0))
 
@@ -264,6 +276,7 @@ _RULES: dict[Any, Callable[..., Any]] = {
     aten._adaptive_avg_pool3d: _adaptive(F.adaptive_avg_pool3d, 3),
     aten.where: _where, aten.masked_fill: _masked_fill,
     aten.index: _index, aten.index_put: _index,
+    aten.index_add: _scattered, aten.scatter_reduce: _scattered, aten.scatter_add: _scattered,
     aten.as_strided: _as_strided, aten.as_strided_: _as_strided,
     aten.view: _reshape, aten._unsafe_view: _reshape, aten.constant_pad_nd: _pad,
     aten.glu: _glu, aten.copy: _copy, aten.fill: _copy,

@@ -1,4 +1,4 @@
-"""Effective weights of graph networks, against changing entries one by one."""
+"""Effective weights of graph networks and of a GPT, against changing entries one by one."""
 
 import itertools
 from pathlib import Path
@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from brute_force import effective_by_brute_force
+from test_effective import prepared
 from tiny import LABELS, config
 from torch import Tensor, nn
 
 import pai
 from pai.masking.effective import Connectivity, effective_kept
 from pai.models.gnn import gat, gcn
+from pai.models.gpt import gpt
 from pai.plan import prepare
 from pai.runner import run
 
@@ -92,3 +95,16 @@ def test_a_run_on_a_graph_says_how_much_of_it_is_connected(model: str, tmp_path:
     mask = run(prepare(config(*chosen)), tmp_path, LABELS)["mask"]
     assert mask["effective_undefined"] is None
     assert mask["sparsity"] <= mask["effective_sparsity"] <= 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_effective_weights_of_a_gpt(seed: int) -> None:
+    def build() -> nn.Module:
+        sizes = {"embed_dim": 4, "depth": 1, "num_heads": 2, "mlp_ratio": 1.5}
+        return gpt(vocab_size=6, context_length=3, tie_embeddings=False, **sizes)  # type: ignore[arg-type]
+
+    model, mask, _ = prepared(build, (1,), 0.3, seed)
+    tokens = torch.tensor([[0, 1, 2], [3, 4, 5]])
+    found = effective_kept(model, mask, tokens[:1])
+    for name, keep in effective_by_brute_force(model, mask, tokens).items():
+        assert torch.equal(found[name], keep), name
