@@ -34,10 +34,15 @@ def summarise(record: Mapping[str, Any], run_dir: Path) -> str:
             f"before the mask"
         )
     lines += _paths(mask)
+    when = (
+        f"after the last epoch, {metrics['best_val_test_accuracy']:.2%} at the best validation "
+        f"epoch ({metrics['best_val_epoch']})"
+    )
+    if metrics["best_val_epoch"] == 0:
+        when = "without training of what is left"
     lines.append(
-        f"accuracy   test {metrics['test_accuracy']:.2%} after the last epoch, "
-        f"{metrics['best_val_test_accuracy']:.2%} at the best validation epoch "
-        f"({metrics['best_val_epoch']}); validation {metrics['val_accuracy']:.2%}"
+        f"accuracy   test {metrics['test_accuracy']:.2%} {when}; "
+        f"validation {metrics['val_accuracy']:.2%}"
     )
     if "test_perplexity" in metrics:
         lines.append(

@@ -45,7 +45,7 @@ def record(**changes: Any) -> dict[str, Any]:
     }  # fmt: skip
     for key, value in changes.items():
         group, _, inner = key.partition("_")
-        if key in whole:
+        if key in whole or not inner:
             whole[key] = value
         else:
             whole[group][inner] = value
@@ -72,6 +72,18 @@ def test_accuracies_are_percentages_of_the_last_and_the_best_epoch() -> None:
     found = line(summarise(record(), FOLDER), "accuracy")
     for words in ("test 81.23%", "80.00% at the best validation epoch (2)", "validation 79.00%"):
         assert words in found
+
+
+def test_the_accuracy_of_a_network_that_was_not_trained_says_so() -> None:
+    found = line(summarise(record(metrics_best_val_epoch=0), FOLDER), "accuracy")
+    assert "test 81.23% without training of what is left; validation" in found
+
+
+def test_training_before_the_mask_is_told_in_steps_and_epochs() -> None:
+    spent = {"steps": 1059, "epochs": 59 / 21, "training_flops_dense": 2e9, "rounds": [{}, {}]}
+    found = line(summarise(record(baseline=spent), FOLDER), "before")
+    assert "1,059 steps (2.81 epochs) of training in 2 rounds (2.00 GFLOPs)" in found
+    assert "before" not in summarise(record(), FOLDER)
 
 
 def test_seconds_are_in_all_and_by_part() -> None:
