@@ -29,6 +29,14 @@ FindFn = Callable[[int, float, Mask | None], Mask]
 _FLOPS_PER_FORWARD = 3  # a training step: forward, and backward as two of its kind
 
 
+def check_steps(plan: Plan, data: Bundle) -> None:
+    """Raise :class:`ConfigError` if the baseline names a step that no training reaches."""
+    try:
+        plan.baseline.check_steps(plan.training.epochs, steps_per_epoch(data, plan.training))
+    except ValueError as error:
+        raise ConfigError(f"baseline: {error}") from error
+
+
 def prune_in_rounds(
     plan: Plan,
     model: nn.Module,
@@ -53,15 +61,8 @@ def prune_in_rounds(
 
     Returns:
         The mask, and for the record what was spent before it: steps, epochs, FLOPs, rounds.
-
-    Raises:
-        ConfigError: a step that the baseline names is beyond the end of a training.
     """
     baseline = plan.baseline
-    try:
-        baseline.check_steps(plan.training.epochs, steps_per_epoch(data, plan.training))
-    except ValueError as error:
-        raise ConfigError(f"baseline: {error}") from error
     state = state or {"done": 0, "model": _copy(model), "rewind": None, "mask": None, "rows": []}
     if baseline.rewind_step == 0 and state["rewind"] is None:
         state["rewind"] = state["model"]

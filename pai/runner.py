@@ -20,7 +20,7 @@ from pai.memory import memory_budget
 from pai.output import CHECKPOINT_FILE, ROUNDS_FILE, NoOutput, Output, remove_checkpoints
 from pai.plan import Plan
 from pai.records import FolderInUseError, alone_in, read_record, remove_partial_writes, write_record
-from pai.rounds import prune_in_rounds
+from pai.rounds import check_steps, prune_in_rounds
 from pai.scoring import Draw, score_and_select, scoring_samples
 from pai.seeding import global_seed
 from pai.tracking.base import RunLabels
@@ -200,6 +200,7 @@ def _prune(
 ) -> Mask:  # fmt: skip
     """Warm up, train if the baseline wants it, score and mask; leaves the pruned network."""
     seed = plan.config["seed"]
+    check_steps(plan, data)
     warmup_batches = data.warmup_batches(plan.config["scoring"]["warmup_batch_size"], seed)
     state = broadcast_object(output.stored_rounds())
     if state is None:

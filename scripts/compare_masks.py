@@ -47,6 +47,21 @@ def read(path: Path) -> tuple[str, dict[str, Any], dict[str, Any] | None]:
     return (record["name"] if record else path.stem), mask, scores
 
 
+def differing(names: Sequence[str]) -> list[str]:
+    """Return the names of runs without the settings (``key=value,...``) that all have in common.
+
+    Example:
+        >>> differing(["model=gcn,seed=0", "model=gcn,seed=1,scope=erk"])
+        ['seed=0', 'seed=1,scope=erk']
+    """
+    settings = [name.split(",") for name in names]
+    common = set.intersection(*map(set, settings))
+    return [
+        ",".join(part for part in parts if part not in common) or name
+        for name, parts in zip(names, settings, strict=True)
+    ]
+
+
 def write_figure(pairs: Sequence[Pair], masks: Mapping[str, MaskArrays], path: Path) -> None:
     """Draw IoU as a matrix and the density of each layer, as PNG."""
     import matplotlib as mpl
@@ -62,8 +77,9 @@ def write_figure(pairs: Sequence[Pair], masks: Mapping[str, MaskArrays], path: P
         left, right = figure.subplots(1, 2)
         left.imshow(matrix, vmin=0, vmax=1, cmap="Blues")
         left.set(xticks=range(len(names)), yticks=range(len(names)), title="IoU of kept weights")
-        left.set_xticklabels(names, rotation=45, ha="right")
-        left.set_yticklabels(names)
+        labels = [name.replace(",", "\n") for name in names]
+        left.set_xticklabels(labels, rotation=45, ha="right")
+        left.set_yticklabels(labels)
         for i, row in enumerate(matrix):
             for j, value in enumerate(row):
                 color = "white" if value > 0.5 else "black"
@@ -90,7 +106,7 @@ def main() -> None:
         if arguments.out is not None and importlib.util.find_spec("matplotlib") is None:
             raise ValueError("--out: matplotlib is missing: it comes with pai's extra 'reports'")
         found = [read(path) for path in arguments.runs]
-        told = [name for name, _, _ in found]
+        told = differing([name for name, _, _ in found])
         names = [
             name if told.count(name) == 1 else f"{name} ({path})"
             for name, path in zip(told, arguments.runs, strict=True)

@@ -73,7 +73,7 @@ def _paths(mask: Mapping[str, Any]) -> list[str]:
     if mask["collapsed_layers"]:
         names = ", ".join(mask["collapsed_layers"])
         lines.append(f"WARNING    LAYER COLLAPSE: {names} lost every weight")
-    if mask["dead_layers"]:
+    if mask["dead_layers"] and not mask["cut_at"]:  # else all layers are dead
         names = ", ".join(mask["dead_layers"])
         lines.append(f"WARNING    DEAD LAYERS: {names} kept weights, but none on a path")
     if mask["cut_at"]:

@@ -69,7 +69,8 @@ def trace(model: nn.Module, inputs: Tensor) -> list[Step]:
             if found is None:
                 raise ConfigError(
                     f"scorer: walks from unit to unit are not defined for this network; "
-                    f"{node.name} ({node.target}) neither maps units to units nor keeps them"
+                    f"{node.name} ({node.target}) neither maps units to units nor keeps them; use "
+                    f"another scorer"
                 )
             step = found
         else:

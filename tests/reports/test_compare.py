@@ -112,3 +112,12 @@ def test_the_script_compares_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     save_mask({"x": torch.ones(2, dtype=torch.bool)}, tmp_path / "other.safetensors")
     assert "different networks" in told(str(tmp_path / "one"), str(tmp_path / "other.safetensors"))
     assert "compare error: " in told(str(tmp_path / "one"), str(tmp_path / "absent"))
+
+
+def test_masks_are_named_by_what_differs() -> None:
+    differing = runpy.run_path(str(CHECKOUT / "scripts" / "compare_masks.py"))["differing"]
+    names = ["model=gcn,scorer=snip,seed=0", "model=gcn,scorer=hts,seed=0", "mask"]
+    assert differing(names[:2]) == ["scorer=snip", "scorer=hts"]
+    assert differing(names) == names
+    assert differing(["a=1,b=2", "a=1"]) == ["b=2", "a=1"]
+    assert differing(["a=1", "a=1"]) == ["a=1", "a=1"]
