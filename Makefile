@@ -6,19 +6,6 @@ STAMP  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 
-# $(call table,EXPERIMENT,FOLDER): the grid of conf/experiment/EXPERIMENT.yaml, then the scorers that
-# depend on neither data nor warmup, then the dense reference, one run per seed, then magnitude after
-# training; at the end tables, figures and report.html. Failed jobs (exit code 1) do not keep the others from the report.
-define table
-	@code=0; \
-	for jobs in "" "scorer=random,magnitude warmup=none" "scorer=none warmup=none sparsity=0" \
-	            "baseline=magnitude_after_training scorer=magnitude warmup=none"; do \
-		$(BIN)/pai -m +experiment=$(1) hydra.sweep.dir=$(2) $(OPTIONS) $$jobs || code=$$?; \
-		test $$code -le 1 || exit $$code; \
-	done; \
-	$(BIN)/python scripts/report.py $(2) --rows scorer,warmup || code=$$?; \
-	exit $$code
-endef
 TABLES := smoke cifar10-resnet18 cifar10-vgg19 cifar100-resnet18 cifar100-vgg19 \
           tinyimagenet-resnet18 imagenet-resnet50 cifar10-vit
 .PHONY: help setup run test test-fast faults lint format table-default study-estimators lock clean \
@@ -64,29 +51,28 @@ table-default: $(STAMP)  ## Make the README's table: default scorer against none
 	$(BIN)/pai -m +experiment=default_table scorer=none sparsity=0 hydra.sweep.dir=runs/default_table
 	$(BIN)/python scripts/report.py runs/default_table
 
-table-smoke: $(STAMP)  ## The machinery of the paper's tables on the digits, in minutes on a CPU
-	$(call table,smoke_table,runs/smoke_table)
+# Table NAME: the grid of conf/experiment/NAME_table.yaml, then the scorers that depend on neither data
+# nor warmup, then the dense reference, one run per seed, then magnitude after training; at the end
+# tables, figures and report.html. Failed jobs (exit code 1) do not keep the others from the report.
+$(addprefix table-,$(TABLES)): table-%: $(STAMP)
+	@code=0; \
+	for jobs in "" "scorer=random,magnitude warmup=none" "scorer=none warmup=none sparsity=0" \
+	            "baseline=magnitude_after_training scorer=magnitude warmup=none"; do \
+		$(BIN)/pai -m +experiment=$(subst -,_,$*)_table hydra.sweep.dir=runs/$(subst -,_,$*)_table \
+			$(OPTIONS) $$jobs || code=$$?; \
+		test $$code -le 1 || exit $$code; \
+	done; \
+	$(BIN)/python scripts/report.py runs/$(subst -,_,$*)_table --rows scorer,warmup || code=$$?; \
+	exit $$code
 
-table-cifar10-resnet18: $(STAMP)  ## Paper table (a GPU, days); OPTIONS="dataset.root=DIR device=cuda:0 ..." for all jobs
-	$(call table,cifar10_resnet18_table,runs/cifar10_resnet18_table)
-
-table-cifar10-vgg19: $(STAMP)  ## Paper table, likewise
-	$(call table,cifar10_vgg19_table,runs/cifar10_vgg19_table)
-
-table-cifar100-resnet18: $(STAMP)  ## Paper table, likewise
-	$(call table,cifar100_resnet18_table,runs/cifar100_resnet18_table)
-
-table-cifar100-vgg19: $(STAMP)  ## Paper table, likewise
-	$(call table,cifar100_vgg19_table,runs/cifar100_vgg19_table)
-
-table-tinyimagenet-resnet18: $(STAMP)  ## Paper table, likewise
-	$(call table,tinyimagenet_resnet18_table,runs/tinyimagenet_resnet18_table)
-
-table-imagenet-resnet50: $(STAMP)  ## Paper table, likewise
-	$(call table,imagenet_resnet50_table,runs/imagenet_resnet50_table)
-
-table-cifar10-vit: $(STAMP)  ## Paper table, likewise
-	$(call table,cifar10_vit_table,runs/cifar10_vit_table)
+table-smoke:  ## The machinery of the paper's tables on the digits, in minutes on a CPU
+table-cifar10-resnet18:  ## Paper table (a GPU, days); OPTIONS="dataset.root=DIR device=cuda:0 ..." for all jobs
+table-cifar10-vgg19:  ## Paper table, likewise
+table-cifar100-resnet18:  ## Paper table, likewise
+table-cifar100-vgg19:  ## Paper table, likewise
+table-tinyimagenet-resnet18:  ## Paper table, likewise
+table-imagenet-resnet50:  ## Paper table, likewise
+table-cifar10-vit:  ## Paper table, likewise
 
 study-estimators: $(STAMP)  ## Measure error and time of curvature estimators; OPTIONS="--dataset-root DIR --out DIR"
 	$(BIN)/python scripts/study_estimators.py $(OPTIONS)

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -64,7 +64,7 @@ def opened(arguments: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
         extra = Path(arguments.config_dir).resolve()
         if not extra.is_dir():
             raise ConfigError(f"--config-dir: {arguments.config_dir} is not a folder")
-        overrides.append(f"hydra.searchpath=[{_quoted(f'file://{extra}')}]")
+        overrides.append(f"hydra.searchpath=[{quoted(f'file://{extra}')}]")
     name = arguments.config_name or "config"
     if not folder.is_dir():
         raise ConfigError(f"--config-path: {arguments.config_path} is not a folder")
@@ -91,7 +91,7 @@ def compose_jobs(arguments: argparse.Namespace) -> list[Job]:
         _check_choices(parsed)
         fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
         composed = _compose(name, fixed)
-        _check_hydra(composed)
+        _check_hydra(composed)  # of the sweep itself: jobs can override what is refused here
         base = composed.hydra
         arguments.multirun = arguments.multirun or base.mode == RunMode.MULTIRUN
         _check_sweeps(parsed, multirun=arguments.multirun)
@@ -285,5 +285,6 @@ def _siblings(key: str, name: str, overrides: list[str]) -> list[str]:
     return [str(item) for item in found if not str(item).startswith("_")]
 
 
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "\\'") + "'"
+def quoted(text: str) -> str:
+    """Return ``text`` as a value in an override, whatever characters it has."""
+    return QuotedString(text, Quote.single).with_quotes()

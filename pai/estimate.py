@@ -1,7 +1,10 @@
 """What runs will cost, told before they are run: FLOPs counted, hours estimated.
 
-Training costs ``epochs * images * 3 * forward``, a backward pass being two forward passes;
-``images`` is the smallest class times the number of classes, exact for balanced data. Scoring costs
+Training costs ``epochs * samples * 3 * forward``, a backward pass being two forward passes.
+``samples`` are the training images, sequences or nodes; where there are classes they are counted as
+the smallest class times the number of classes, exact for balanced data. ``forward`` is that of one
+sample. A graph network computes the whole graph for any number of nodes, so its FLOPs are fewer
+than counted, by a factor up to the batch size; its measured speed is counted alike. Scoring costs
 as many forward passes as the scorer makes on a small network, where it is run on one and on two
 samples; so it is counted for any scorer, but for a network of another kind it is only about right.
 """

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pai.memory import chunks
-from pai.parallel import add_up
+from pai.parallel import add_up, require_samples
 from pai.state import batch_statistics
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -25,6 +25,17 @@ def check_temperature(temperature: float) -> None:
     """Raise ``ValueError`` unless ``temperature`` is positive."""
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
+
+
+def first_inputs(batches: Batches) -> Tensor:
+    """Return the inputs of the first batch, for scores that only need their shape.
+
+    Raises:
+        ValueError: there is no batch at all.
+    """
+    for inputs, _ in batches:
+        return inputs
+    raise ValueError("batches is empty: scoring needs the shape of a sample")
 
 
 def mean_loss(
@@ -94,11 +105,6 @@ def _mean_gradient(
         samples += len(targets)
     if shared:
         samples = add_up([total], samples)
-    require_samples(samples)
+    else:
+        require_samples(samples)
     return {name: value / samples for name, value in total.items()}
-
-
-def require_samples(samples: int) -> None:
-    """Raise ``ValueError`` if there was no sample at all."""
-    if samples == 0:
-        raise ValueError("batches is empty: scoring needs at least one sample")

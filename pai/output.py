@@ -18,13 +18,13 @@ from pai.flops import forward_cost
 from pai.histogram import score_histogram
 from pai.masking.mask import load_mask, mask_report, mask_sha256, save_mask
 from pai.masking.select import Mask
-from pai.records import write_bytes_atomically, write_record
+from pai.records import HISTOGRAM_FILE, write_bytes_atomically, write_record
 from pai.tracking.base import Session
 from pai.training.checkpoint import load_checkpoint, save_checkpoint
 
 MASK_FILE, MODEL_FILE, CHECKPOINT_FILE = "mask.safetensors", "model.safetensors", "checkpoint.pt"
 ROUNDS_FILE, _ROUND_FILES = "rounds.pt", "round-*.pt"
-SCORES_FILE, HISTOGRAM_FILE = "scores.safetensors", "scores.json"
+SCORES_FILE = "scores.safetensors"
 _log = logging.getLogger("pai")
 
 

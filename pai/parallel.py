@@ -55,9 +55,14 @@ def add_up(sums: Iterable[Mapping[str, Tensor]], samples: int) -> int:
         total = torch.tensor(samples, device=device)
         dist.all_reduce(total)
         samples = int(total)
+    require_samples(samples)
+    return samples
+
+
+def require_samples(samples: int) -> None:
+    """Raise ``ValueError`` if there was no sample at all."""
     if samples == 0:
         raise ValueError("batches is empty: scoring needs at least one sample")
-    return samples
 
 
 def common_stream(generator: torch.Generator | None) -> torch.Generator:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-FILE_NAME = "record.json"
+FILE_NAME, HISTOGRAM_FILE = "record.json", "scores.json"
 _PATIENCE_S = 10.0  # workers of a killed run notice its end within five seconds
 
 

@@ -100,6 +100,24 @@ def kept_weights(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     }
 
 
+def buffers_without_means(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of the buffers in float64, the running means of BatchNorm zero.
+
+    With them BatchNorm adds nothing of its own but its bias. Buffers of whole numbers keep their
+    type.
+    """
+    buffers = {}
+    for name, buffer in model.named_buffers():
+        value = buffer.detach().clone()
+        buffers[name] = value.double() if value.is_floating_point() else value
+    for prefix, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            name = f"{prefix}.running_mean" if prefix else "running_mean"
+            if name in buffers:
+                buffers[name] = torch.zeros_like(buffers[name])
+    return buffers
+
+
 @contextmanager
 def batch_statistics(model: nn.Module, *, store: bool = False) -> Iterator[None]:
     """Let BatchNorm normalise with the statistics of the batch inside the block.

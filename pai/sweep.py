@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from pai.compose import Job, opened
+from pai.compose import Job, opened, quoted
 from pai.errors import ConfigError, first_line
 from pai.job import Task
 from pai.records import is_held, read_record, write_record
@@ -89,7 +89,7 @@ def _launch(arguments: argparse.Namespace, jobs: Sequence[Job], reasons: _Reason
     with opened(arguments) as (name, overrides):
         hydra: Any = GlobalHydra.instance().hydra
         folder = jobs[0].sweep_dir.absolute()
-        fixed = ["hydra.mode=MULTIRUN", f"hydra.sweep.dir={_quoted(str(folder))}"]
+        fixed = ["hydra.mode=MULTIRUN", f"hydra.sweep.dir={quoted(str(folder))}"]
         master = hydra.compose_config(
             name, [*overrides, *fixed], RunMode.MULTIRUN, with_log_configuration=True
         )
@@ -102,7 +102,7 @@ def _launch(arguments: argparse.Namespace, jobs: Sequence[Job], reasons: _Reason
         )
         chosen = [
             [*(o for o in job.overrides if not o.startswith("hydra")),
-             f"hydra.sweep.subdir={_quoted(str(job.run_dir.relative_to(job.sweep_dir)))}"]
+             f"hydra.sweep.subdir={quoted(str(job.run_dir.relative_to(job.sweep_dir)))}"]
             for job in jobs
         ]  # fmt: skip
         returned: Sequence[JobReturn] = []
@@ -183,7 +183,3 @@ def _bury(job: Job) -> None:
     if record is None:
         raise ConfigError(f"hydra.sweep.dir: {job.run_dir} was removed while its job ran")
     write_record(job.run_dir, record | {"status": "failed", "error": KILLED})
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -7,11 +7,12 @@ from typing import Any
 import hydra
 import pytest
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from tiny import config, jobs
 
 from pai.cli import _parse, register_resolvers
-from pai.compose import compose_jobs
+from pai.compose import compose_jobs, quoted
 from pai.errors import ConfigError
 from pai.paths import config_folder
 
@@ -157,3 +158,14 @@ def test_the_resolved_configuration_is_plain_data() -> None:
 
     assert plain(config())
     assert "hydra" not in config()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a", "", "two words", "a,b", "it's", '"', "[x]", "k=v", "#$%", "C:\\runs\\1", "end\\", "\\\\",
+     "\\'", "\\\\', x=\\'", "null", "1e3", " a "],
+)  # fmt: skip
+def test_a_quoted_text_is_the_value_that_hydra_reads(text: str) -> None:
+    parser = OverridesParser.create()
+    assert parser.parse_override(f"key={quoted(text)}").value() == text
+    assert parser.parse_override(f"key=[{quoted(text)},b]").value() == [text, "b"]

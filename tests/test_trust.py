@@ -73,6 +73,24 @@ def test_a_strangers_folder_of_configurations_runs_nothing(tmp_path: Path) -> No
     assert not (tmp_path / "runs").exists()
 
 
+def test_jobs_that_are_harmless_do_not_hide_a_sweep_that_is_not(tmp_path: Path) -> None:
+    target = tmp_path / "was-here"
+    evil = tmp_path / "conf" / "experiment"
+    evil.mkdir(parents=True)
+    hydra = {
+        "callbacks": {"x": {"_target_": "logging.FileHandler", "filename": str(target)}},
+        "sweeper": {"params": {"hydra.callbacks.x": "null"}},
+    }
+    (evil / "evil.yaml").write_text("# @package _global_\n" + yaml.safe_dump({"hydra": hydra}))
+    done = command("-m", "--config-dir", "conf", *TINY, "+experiment=evil", cwd=tmp_path)
+    assert not target.exists()
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(
+        "config error: hydra.callbacks.x._target_: 'logging.FileHandler' is not in"
+    )
+
+
 def test_the_key_of_wandb_reaches_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = "0123456789abcdef0123456789abcdef01234567"
     monkeypatch.setenv("WANDB_API_KEY", key)

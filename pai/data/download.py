@@ -4,7 +4,7 @@ import hashlib
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError, URLError
@@ -32,18 +32,21 @@ def fetch_zip(url: str, md5: str, folder: Path) -> None:
     Raises:
         RunError: there is no network, the archive is damaged, or it would write outside.
     """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):
-            if not folder.exists():
-                _fetch(url, md5, folder)
-    except RunError:
-        raise
-    except (*DOWNLOAD_ERRORS, zipfile.BadZipFile) as error:
-        raise RunError(
-            f"cannot download {url}: {reason(error)}; without a network, unpack the archive in "
-            f"{folder.parent} by hand"
-        ) from error
+
+    def unpack(scratch: Path) -> Path:
+        from torchvision.datasets.utils import download_url
+
+        download_url(url, scratch, "archive.zip", md5)
+        with zipfile.ZipFile(scratch / "archive.zip") as archive:
+            for name in archive.namelist():
+                path = PurePosixPath(name.replace("\\", "/"))
+                if path.parts[:1] != (folder.name,) or ".." in path.parts:
+                    raise RunError(f"{url}: {name!r} does not belong in {folder.name}/")
+            archive.extractall(scratch)
+        return scratch / folder.name
+
+    by_hand = f"unpack the archive in {folder.parent} by hand"
+    _make(folder, unpack, fault=f"cannot download {url}", by_hand=by_hand)
 
 
 def fetch_files(files: Mapping[str, str], folder: Path) -> None:
@@ -55,48 +58,43 @@ def fetch_files(files: Mapping[str, str], folder: Path) -> None:
     Raises:
         RunError: there is no network, or a file is another one than expected.
     """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):
-            if not folder.exists():
-                _fetch_each(files, folder)
-    except RunError:
-        raise
-    except DOWNLOAD_ERRORS as error:
-        raise RunError(
-            f"cannot make {folder}: {reason(error)}; without a network, put the files "
-            f"{', '.join(url.rpartition('/')[2] for url in files)} there by hand"
-        ) from error
 
+    def gather(scratch: Path) -> Path:
+        from torchvision.datasets.utils import download_url
 
-def _fetch_each(files: Mapping[str, str], folder: Path) -> None:
-    from torchvision.datasets.utils import download_url
-
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
         for url, digest in files.items():
             name = url.rpartition("/")[2]
             download_url(url, scratch, name)
             if hashlib.sha256((scratch / name).read_bytes()).hexdigest() != digest:
                 raise RunError(f"{url} is not the file that was expected (SHA-256 {digest})")
         scratch.chmod(0o755)
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        return scratch
+
+    names = ", ".join(url.rpartition("/")[2] for url in files)
+    by_hand = f"put the files {names} there by hand"
+    _make(folder, gather, fault=f"cannot make {folder}", by_hand=by_hand)
 
 
-def _fetch(url: str, md5: str, folder: Path) -> None:
-    from torchvision.datasets.utils import download_url
+def _make(folder: Path, fill: Callable[[Path], Path], *, fault: str, by_hand: str) -> None:
+    """Rename what ``fill`` makes in a scratch folder to ``folder``, unless that exists already.
 
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    Args:
+        folder: what is to be there in the end.
+        fill: given the scratch folder, returns which folder in it, or itself, is the result.
+        fault: how the message begins if that fails.
+        by_hand: how the user can do it.
+    """
     try:
-        download_url(url, scratch, "archive.zip", md5)
-        with zipfile.ZipFile(scratch / "archive.zip") as archive:
-            for name in archive.namelist():
-                path = PurePosixPath(name.replace("\\", "/"))
-                if path.parts[:1] != (folder.name,) or ".." in path.parts:
-                    raise RunError(f"{url}: {name!r} does not belong in {folder.name}/")
-            archive.extractall(scratch)
-        (scratch / folder.name).rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            if folder.exists():
+                return
+            scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+            try:
+                fill(scratch).rename(folder)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    except RunError:
+        raise
+    except (*DOWNLOAD_ERRORS, zipfile.BadZipFile) as error:
+        raise RunError(f"{fault}: {reason(error)}; without a network, {by_hand}") from error

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pai.records import HISTOGRAM_FILE
 from pai.reports.collect import Collection, Run
 from pai.reports.grid import Grid, Row
 from pai.reports.style import PRUNED_LATER, Style, style
-
-SCORES_FILE = "scores.json"
 
 
 def styles(grid: Grid) -> dict[tuple[Any, ...], Style]:
@@ -105,7 +104,7 @@ class Histogram:
 
 def read_histogram(run: Run) -> Histogram | None:
     """Return the histogram that a run has left behind, or ``None``: an older or a dense run."""
-    path = run.folder / SCORES_FILE
+    path = run.folder / HISTOGRAM_FILE
     if not path.exists():
         return None
     content = json.loads(path.read_text())

@@ -19,9 +19,8 @@ from pai.objective import (
     gradients,
     mean_gradient,
     mean_loss,
-    require_samples,
 )
-from pai.parallel import add_up
+from pai.parallel import add_up, require_samples
 from pai.scorers.base import Scorer
 from pai.state import batch_statistics, dense_weights
 
@@ -89,9 +88,10 @@ class Grasp(Scorer):
                 for name, product in gradients(inner, parameters).items():
                     total[name] += len(targets) * product
                 samples += len(targets)
-        if not whole:
+        if whole:
+            require_samples(samples)
+        else:
             samples = add_up([total], samples)
-        require_samples(samples)
         return {name: value / samples for name, value in total.items()}
 
 

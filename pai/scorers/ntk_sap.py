@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pai.memory import samples_at_once
-from pai.objective import Batches, LossFn, Named, gradients, require_samples
-from pai.parallel import common_stream
+from pai.objective import Batches, LossFn, Named, gradients
+from pai.parallel import common_stream, require_samples
 from pai.prunable import prunable_parameters
 from pai.scorers.base import Scorer
 from pai.state import batch_statistics, dense_weights, kept_weights

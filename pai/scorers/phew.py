@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from pai.objective import Batches, LossFn, Named
+from pai.objective import Batches, LossFn, Named, first_inputs
 from pai.parallel import common_stream
 from pai.scorers.base import Scorer
 from pai.scorers.unit_graph import Step, trace
@@ -58,9 +58,7 @@ class Phew(Scorer):
         loss_fn: LossFn | None, generator: torch.Generator | None,
     ) -> Named:  # fmt: skip
         """Walk in blocks of walks; the input only tells the shape."""
-        inputs = next((x for x, _ in batches), None)
-        if inputs is None:
-            raise ValueError("batches is empty: scoring needs the shape of a sample")
+        inputs = first_inputs(batches)
         weights = {name: p.detach() for name, p in model.named_parameters()}
         walker = Walker(trace(model, inputs[:1]), weights, common_stream(generator))
         sizes = {name: p.numel() for name, p in parameters.items()}

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pai.objective import Batches, LossFn, Named, gradients, mean_loss, require_samples
+from pai.objective import Batches, LossFn, Named, gradients, mean_loss
+from pai.parallel import require_samples
 from pai.scorers.base import Scorer
 from pai.state import batch_statistics, dense_weights, kept_weights
 

@@ -12,11 +12,11 @@ from torch.overrides import TorchFunctionMode
 
 from pai.errors import ConfigError
 from pai.memory import chunks
-from pai.objective import Batches, LossFn, Named, gradients
+from pai.objective import Batches, LossFn, Named, first_inputs, gradients
 from pai.parallel import add_up
 from pai.prunable import classifier, prunable_parameters
 from pai.scorers.base import Scorer
-from pai.state import dense_weights, kept_weights
+from pai.state import buffers_without_means, dense_weights, kept_weights
 
 _RELU = (F.relu, torch.relu, Tensor.relu)
 _RELU_IN_PLACE = (F.relu_, torch.relu_, Tensor.relu_)
@@ -109,9 +109,7 @@ class Px(Scorer):
             shape = (1, *inputs.shape[1:])
             samples += len(targets)
         if total is None:  # no sample for this process, or none at all
-            first = next((x for x, _ in batches), None)
-            if first is None:
-                raise ValueError("batches is empty: scoring needs at least one sample")
+            first = first_inputs(batches)
             shape = (1, *first.shape[1:])
             total = torch.zeros_like(model(first[:1])[0], dtype=torch.float64)
         add_up([{"A": total}], samples)
@@ -124,20 +122,15 @@ def _plain(model: nn.Module, function: Callable[[Tensor], Tensor]) -> Named:
 
     BatchNorm's scale is its weight over its standard deviation.
     """
-    state = {}
+    state = buffers_without_means(model)
     for name, p in model.named_parameters():
         value = p.detach().double()
         state[name] = torch.zeros_like(value) if name.endswith("bias") else function(value)
-    for name, buffer in model.named_buffers():
-        value = buffer.detach().clone()
-        state[name] = value.double() if value.is_floating_point() else value
     for prefix, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            dot = f"{prefix}." if prefix else ""
-            if module.running_var is not None:
-                deviation = (module.running_var.double() + module.eps).sqrt()
-                state[f"{dot}running_var"] = function(deviation).square() - module.eps
-                state[f"{dot}running_mean"] = torch.zeros_like(deviation)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
+            name = f"{prefix}.running_var" if prefix else "running_var"
+            deviation = (module.running_var.double() + module.eps).sqrt()
+            state[name] = function(deviation).square() - module.eps
     return state
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pai.objective import Batches, LossFn, Named, gradients
+from pai.objective import Batches, LossFn, Named, first_inputs, gradients
 from pai.scorers.base import Scorer
-from pai.state import dense_weights
+from pai.state import buffers_without_means, dense_weights
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,12 @@ class SynFlow(Scorer):
         Raises:
             ValueError: there is no batch, or the inputs are whole numbers that select nothing.
         """
-        inputs = next((x for x, _ in batches), None)
-        if inputs is None:
-            raise ValueError("batches is empty: scoring needs the shape of a sample")
+        inputs = first_inputs(batches)
         absolute = {
             name: p.detach().abs().double().mul(not name.endswith("bias")).requires_grad_()
             for name, p in model.named_parameters()
         }
-        state = {**absolute, **_positive_buffers(model)}
+        state = {**absolute, **buffers_without_means(model)}
         if inputs.is_floating_point():
             flow = functional_call(model, state, (torch.ones_like(inputs[:1]).double(),)).sum()
         else:
@@ -66,19 +64,6 @@ class SynFlow(Scorer):
             name: weight.double().abs() * gradient[name].abs()
             for name, weight in dense_weights(parameters).items()
         }
-
-
-def _positive_buffers(model: nn.Module) -> dict[str, Tensor]:
-    buffers = {}
-    for name, buffer in model.named_buffers():
-        value = buffer.detach().clone()
-        buffers[name] = value.double() if value.is_floating_point() else value
-    for prefix, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            name = f"{prefix}.running_mean" if prefix else "running_mean"
-            if name in buffers:
-                buffers[name] = torch.zeros_like(buffers[name])
-    return buffers
 
 
 @contextmanager

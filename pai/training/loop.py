@@ -68,11 +68,10 @@ def train(
     for epoch in range(state["epoch"], options.epochs if last_epoch is None else last_epoch):
         batches = data.training_batches(options.batch_size, seed, epoch, **shares)
         with global_seed(seed, f"training/{epoch}" + (f"/{rank()}" if rank() else "")):
-            row = _train_epoch(model, step, batches, options, seed, bar, epoch)
+            row = _train_epoch(model, step, batches, data.task, options, seed, bar, epoch)
         broadcast_tensors(model.buffers())  # BatchNorm's own statistics differ between processes
         val = _evaluate(model, data, data.val, options)
         check_finite("validation", val.loss, f"epoch {epoch + 1}")
-        row[f"train_{data.task.predictions}_per_s"] = row.pop("train_per_s")
         row |= data.task.measures("val", val.loss, val.accuracy)
         state = _next_state(state, model, step.optimizer, row, data.task)
         if checkpoint is not None:
@@ -108,8 +107,8 @@ def _next_state(
 
 
 def _train_epoch(
-    model: nn.Module, step: MaskedStep, batches: SampleBatches, options: Training, seed: int,
-    bar: "tqdm[NoReturn]", epoch: int,
+    model: nn.Module, step: MaskedStep, batches: SampleBatches, task: Task, options: Training,
+    seed: int, bar: "tqdm[NoReturn]", epoch: int,
 ) -> dict[str, float]:  # fmt: skip
     """Train for one epoch and return the training's part of its row in the history."""
     model.train()
@@ -126,8 +125,8 @@ def _train_epoch(
     loss, accuracy = meter.means()
     return {
         "epoch": epoch + 1, "train_loss": loss, "train_accuracy": accuracy,
-        "train_per_s": meter.predictions / (time.perf_counter() - started),
         "lr": step.optimizer.param_groups[0]["lr"],
+        f"train_{task.predictions}_per_s": meter.predictions / (time.perf_counter() - started),
     }  # fmt: skip
 
 

@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from fault_cases import ARGUMENTS, after, assert_same_end, disturb
-from tiny import command, record_in
+from disturbed_runs import EVERY_PHASE, after, assert_same_end, complete, disturb
+from tiny import record_in
 
 pytestmark = pytest.mark.faults
 KILLS = 60
@@ -15,10 +15,7 @@ KILLS = 60
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    done = command(*ARGUMENTS, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "run"
+    return complete(*EVERY_PHASE, cwd=tmp_path_factory.mktemp("undisturbed"))
 
 
 def test_sixty_kills_lose_nothing(undisturbed: Path, tmp_path: Path) -> None:
@@ -27,19 +24,15 @@ def test_sixty_kills_lose_nothing(undisturbed: Path, tmp_path: Path) -> None:
     runs, folder = 0, tmp_path / "0"
     while kills.total() < KILLS:
         folder.mkdir(exist_ok=True)
-        at, _, _ = disturb(folder, after(draws, 0.7 * work))
+        at, _, _ = disturb(*EVERY_PHASE, cwd=folder, moment=after(draws, 0.7 * work))
         if at not in ("ended", "after the end"):
             kills[at] += 1
         elif record_in(folder / "run")["status"] == "completed":
-            done = command(*ARGUMENTS, cwd=folder)
-            assert done.returncode == 0, done.stderr
-            assert_same_end(folder / "run", undisturbed)
+            assert_same_end(complete(*EVERY_PHASE, cwd=folder), undisturbed)
             runs += 1
             folder = tmp_path / str(runs)
     folder.mkdir(exist_ok=True)
-    done = command(*ARGUMENTS, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    assert_same_end(folder / "run", undisturbed)
+    assert_same_end(complete(*EVERY_PHASE, cwd=folder), undisturbed)
     print(f"\n{kills.total()} kills over {runs + 1} runs:", dict(kills))
 
 
@@ -50,7 +43,9 @@ def test_a_run_that_is_asked_to_stop_says_so_and_resumes(
     draws, work = random.Random(int(number)), record_in(undisturbed)["timing_s"]["total"]
     stopped = 0
     for _ in range(4):
-        at, code, errors = disturb(tmp_path, after(draws, 0.4 * work), number)
+        at, code, errors = disturb(
+            *EVERY_PHASE, cwd=tmp_path, moment=after(draws, 0.4 * work), number=number
+        )
         if at != "ended":
             assert code == 1, errors
             (line,) = errors.splitlines()[-1:]
@@ -62,6 +57,4 @@ def test_a_run_that_is_asked_to_stop_says_so_and_resumes(
             assert record["error"].startswith("KeyboardInterrupt")
             stopped += 1
     assert stopped >= 2
-    done = command(*ARGUMENTS, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert_same_end(tmp_path / "run", undisturbed)
+    assert_same_end(complete(*EVERY_PHASE, cwd=tmp_path), undisturbed)

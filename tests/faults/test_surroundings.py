@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fault_cases import ARGUMENTS, assert_same_end, finish, start
-from tiny import TINY, command, image_folder, python, record_in
+from disturbed_runs import EVERY_PHASE, assert_same_end, complete, finish, start
+from tiny import TINY, image_folder, python, record_in
 
 pytestmark = pytest.mark.faults
 
@@ -45,28 +45,25 @@ def only_line(errors: str) -> str:
 def test_a_full_disk_ends_the_run_and_more_space_lets_it_go_on(
     free_kib: int, small_disk: Path, tmp_path: Path
 ) -> None:
-    done = command(*ARGUMENTS, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    undisturbed = complete(*EVERY_PHASE, cwd=tmp_path)
     total = os.statvfs(small_disk)
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(max(0, total.f_bavail * total.f_frsize - 1024 * (40 + free_kib))))
-    code, errors = finish(start(*ARGUMENTS, cwd=small_disk))
+    code, errors = finish(start(*EVERY_PHASE, cwd=small_disk))
     if code != 0:
         assert code in (1, 2), errors
         assert "No space left" in only_line(errors)
         if (small_disk / "run" / "record.json").exists():
             assert record_in(small_disk / "run")["status"] in ("failed", "running")
     ballast.unlink()
-    again = command(*ARGUMENTS, cwd=small_disk)
-    assert again.returncode == 0, again.stderr
-    assert_same_end(small_disk / "run", tmp_path / "run")
+    assert_same_end(complete(*EVERY_PHASE, cwd=small_disk), undisturbed)
     print(f"\n{free_kib} KiB:", only_line(errors) if errors else "enough")
 
 
 def test_a_read_only_place_is_refused_before_the_work(small_disk: Path) -> None:
     remount(small_disk, "ro")
     try:
-        code, errors = finish(start(*ARGUMENTS, cwd=small_disk))
+        code, errors = finish(start(*EVERY_PHASE, cwd=small_disk))
     finally:
         remount(small_disk, "rw")
     assert code == 2
@@ -80,10 +77,9 @@ def test_an_image_that_cannot_be_read_in_mid_epoch_is_named(tmp_path: Path) -> N
         "dataset.resize_size=8", "dataset.num_workers=1", "training.epochs=4",
         "training.batch_size=8", "hydra.run.dir=run",
     )  # fmt: skip
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    done = command(*arguments, cwd=whole)
-    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "undisturbed"
+    folder.mkdir()
+    undisturbed = complete(*arguments, cwd=folder)
     bad = root / "train" / "dark" / "30.png"
     kept = bad.read_bytes()
     process = start(*arguments, cwd=tmp_path)
@@ -96,9 +92,7 @@ def test_an_image_that_cannot_be_read_in_mid_epoch_is_named(tmp_path: Path) -> N
     assert str(bad) in only_line(errors)
     assert str(bad) in record_in(tmp_path / "run")["error"]
     bad.write_bytes(kept)
-    again = command(*arguments, cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert_same_end(tmp_path / "run", whole / "run")
+    assert_same_end(complete(*arguments, cwd=tmp_path), undisturbed)
 
 
 def test_a_server_that_does_not_answer_does_not_stop_the_run(tmp_path: Path) -> None:
@@ -113,7 +107,7 @@ def test_a_server_that_does_not_answer_does_not_stop_the_run(tmp_path: Path) -> 
 
 
 def test_the_death_of_the_wandb_process_does_not_stop_the_run(tmp_path: Path) -> None:
-    arguments = (*ARGUMENTS, "logger=wandb", "logger.mode=offline")
+    arguments = (*EVERY_PHASE, "logger=wandb", "logger.mode=offline")
     process = start(*arguments, cwd=tmp_path)
     record = tmp_path / "run" / "record.json"
     while process.poll() is None and not (record.exists() and record_in(record.parent)["history"]):
@@ -158,7 +152,7 @@ def test_eight_processes_share_cache_and_data(tmp_path: Path) -> None:
 
 
 def test_two_processes_in_one_directory_are_kept_apart(tmp_path: Path) -> None:
-    long = (*ARGUMENTS, "training.epochs=60")
+    long = (*EVERY_PHASE, "training.epochs=60")
     first = start(*long, cwd=tmp_path)
     record = tmp_path / "run" / "record.json"
     while first.poll() is None and not (record.exists() and record_in(record.parent)["history"]):

@@ -8,14 +8,22 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tiny import TINY, environment, record_in, untimed
+from tiny import TINY, command, environment, record_in, untimed
 
-ARGUMENTS = (
+EVERY_PHASE = (
     *TINY, "training.epochs=6", "dataset.crop_padding=1", "training.mixup_alpha=0.2",
     "warmup=bn_exact", "scorer=fts", "scoring.samples_per_class=40", "hydra.run.dir=run",
 )  # fmt: skip
+"""A run that spends some time in each phase."""
 FILES = ("mask.safetensors", "model.safetensors")
 Moment = Callable[[Path], object]
+
+
+def complete(*arguments: str, cwd: Path) -> Path:
+    """Run ``python -m pai`` to its end, which must be a good one; return its directory ``run``."""
+    done = command(*arguments, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return cwd / "run"
 
 
 def start(*arguments: str, cwd: Path, **variables: str) -> subprocess.Popen[str]:
@@ -33,28 +41,37 @@ def finish(process: subprocess.Popen[str], timeout_s: float = 300) -> tuple[int,
 
 
 def disturb(
-    folder: Path, moment: Moment, number: signal.Signals = signal.SIGKILL
+    *arguments: str, cwd: Path, moment: Moment, number: signal.Signals = signal.SIGKILL
 ) -> tuple[str, int, str]:
-    """Start the run and send it a signal at ``moment``, which is called as soon as it works.
+    """Start a run in ``cwd / "run"`` and send it a signal.
+
+    Args:
+        arguments: of the command.
+        cwd: where it is started.
+        moment: called with the run's directory as soon as the run works; it returns when the
+            signal is to be sent.
+        number: the signal.
 
     Returns:
         The phase that the run was in (``"ended"`` if it was over), exit code, standard error.
     """
-    record = folder / "run" / "record.json"
+    run_dir = cwd / "run"
+    record = run_dir / "record.json"
     before = record.stat().st_mtime_ns if record.exists() else None
-    process = start(*ARGUMENTS, cwd=folder)
+    process = start(*arguments, cwd=cwd)
     try:
         while process.poll() is None and (
             not record.exists() or record.stat().st_mtime_ns == before
         ):
             time.sleep(0.001)
-        moment(folder / "run")
+        if process.poll() is None:
+            moment(run_dir)
         over = process.poll() is not None
         process.send_signal(number)
         code, errors = finish(process)
     finally:
         process.kill()
-    return ("ended" if over else phase(folder / "run")), code, errors
+    return ("ended" if over else phase(run_dir)), code, errors
 
 
 def phase(run_dir: Path) -> str:
