@@ -4,11 +4,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
+
 .DEFAULT_GOAL := help
 
 TABLES := smoke cifar10-resnet18 cifar10-vgg19 cifar100-resnet18 cifar100-vgg19 \
           tinyimagenet-resnet18 imagenet-resnet50 cifar10-vit
-.PHONY: help setup run test test-fast faults lint format table-default study-estimators lock clean \
+.PHONY: help setup run test test-fast faults lint format table-default evidence evidence-gpu \
+        study-estimators study-warmup lock clean \
         $(addprefix table-,$(TABLES))
 
 help:  ## Show this help
@@ -46,24 +48,17 @@ format: $(STAMP)  ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-table-default: $(STAMP)  ## Make the README's table: default scorer against none, random, magnitude
-	$(BIN)/pai -m +experiment=default_table hydra.sweep.dir=runs/default_table
-	$(BIN)/pai -m +experiment=default_table scorer=none sparsity=0 hydra.sweep.dir=runs/default_table
-	$(BIN)/python scripts/report.py runs/default_table
+SWEEPS = PYTHON=$(BIN)/python OPTIONS='$(OPTIONS)' scripts/sweeps.sh
 
-# Table NAME: the grid of conf/experiment/NAME_table.yaml, then the scorers that depend on neither data
-# nor warmup, then the dense reference, one run per seed, then magnitude after training; at the end
-# tables, figures and report.html. Failed jobs (exit code 1) do not keep the others from the report.
+table-default: $(STAMP)  ## The default scorer beside none, random and magnitude on the digits
+	@$(SWEEPS) default_table runs/default_table "" "scorer=none sparsity=0" --
+
+# The grid, then the scorers that depend on neither data nor warmup, then the dense reference, one run
+# per seed, then magnitude after training.
 $(addprefix table-,$(TABLES)): table-%: $(STAMP)
-	@code=0; \
-	for jobs in "" "scorer=random,magnitude warmup=none" "scorer=none warmup=none sparsity=0" \
-	            "baseline=magnitude_after_training scorer=magnitude warmup=none"; do \
-		$(BIN)/pai -m +experiment=$(subst -,_,$*)_table hydra.sweep.dir=runs/$(subst -,_,$*)_table \
-			$(OPTIONS) $$jobs || code=$$?; \
-		test $$code -le 1 || exit $$code; \
-	done; \
-	$(BIN)/python scripts/report.py runs/$(subst -,_,$*)_table --rows scorer,warmup || code=$$?; \
-	exit $$code
+	@$(SWEEPS) $(subst -,_,$*)_table runs/$(subst -,_,$*)_table "" "scorer=random,magnitude warmup=none" \
+		"scorer=none warmup=none sparsity=0" "baseline=magnitude_after_training scorer=magnitude warmup=none" \
+		-- --rows scorer,warmup
 
 table-smoke:  ## The machinery of the paper's tables on the digits, in minutes on a CPU
 table-cifar10-resnet18:  ## Paper table (a GPU, days); OPTIONS="dataset.root=DIR device=cuda:0 ..." for all jobs
@@ -73,6 +68,18 @@ table-cifar100-vgg19:  ## Paper table, likewise
 table-tinyimagenet-resnet18:  ## Paper table, likewise
 table-imagenet-resnet50:  ## Paper table, likewise
 table-cifar10-vit:  ## Paper table, likewise
+
+evidence: $(STAMP)  ## The paper's comparison on CIFAR-10 at a size for 2 cores; OPTIONS="dataset.root=DIR"
+	@$(SWEEPS) evidence_cpu runs/evidence_cpu "" "scorer=random,magnitude warmup=none" \
+		"scorer=none sparsity=0 warmup=none" "warmup=none sparsity=0.98" -- --rows scorer,warmup
+
+evidence-gpu: $(STAMP)  ## The same with ResNet-18 on a GPU; OPTIONS="dataset.root=DIR ..."
+	@$(SWEEPS) evidence_gpu runs/evidence_gpu "" "scorer=random,magnitude warmup=none" \
+		"scorer=none sparsity=0 warmup=none" -- --rows scorer,warmup
+
+study-warmup: $(STAMP)  ## How long must BatchNorm be warmed up? OPTIONS="dataset.root=DIR"
+	@$(SWEEPS) study_warmup runs/study_warmup "" "warmup=bn_batches warmup.num_batches=1,10,100" \
+		"warmup=none baseline=pretrain" -- --rows scorer,warmup,warmup.num_batches,baseline
 
 study-estimators: $(STAMP)  ## Measure error and time of curvature estimators; OPTIONS="--dataset-root DIR --out DIR"
 	$(BIN)/python scripts/study_estimators.py $(OPTIONS)

@@ -19,9 +19,9 @@ def prunable_parameters(
 
     Prunable are the weights of ``nn.Linear``, the ``nn.Conv*`` family and the packed projections
     of ``nn.MultiheadAttention``; biases, norms and embeddings are not. The final classifier stays
-    dense unless ``include_classifier`` (Cohen et al., arXiv 2502.11450, leave it dense; SNIP and
-    SynFlow prune it). A parameter shared by several modules appears once, under its first name,
-    and counts as the classifier's if the classifier is one of them.
+    dense unless ``include_classifier`` (Gollini Navarrete et al., arXiv 2502.11450, leave it
+    dense; SNIP and SynFlow prune it). A parameter shared by several modules appears once, under
+    its first name, and counts as the classifier's if the classifier is one of them.
 
     Args:
         model: any module; it is not changed.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def gradient_magnitude(g: Tensor) -> Tensor:
-    """``|g|``: the gradient-norm criterion of Cohen et al., arXiv 2502.11450."""
+    """``|g|``: the gradient-norm criterion of Gollini Navarrete et al., arXiv 2502.11450."""
     return g.abs()
 
 
@@ -19,7 +19,7 @@ def connection_sensitivity(w: Tensor, g: Tensor) -> Tensor:
 
 
 def curvature(h: Tensor) -> Tensor:
-    """``h``: the diagonal itself (the D of FD and HD in Cohen et al., arXiv 2502.11450)."""
+    """``h``: the diagonal itself (the D of FD and HD in arXiv 2502.11450)."""
     return h
 
 
@@ -29,7 +29,7 @@ def optimal_brain_damage(w: Tensor, h: Tensor) -> Tensor:
 
 
 def second_order_change(w: Tensor, g: Tensor, h: Tensor) -> Tensor:
-    """``|w g + w^2 h / 2|``: both Taylor terms (FTS, HTS in Cohen et al., arXiv 2502.11450).
+    """``|w g + w^2 h / 2|``: both Taylor terms (FTS, HTS in arXiv 2502.11450).
 
     Removing w changes the loss by ``-w g + w^2 h / 2``; the paper's score has a plus sign.
     """

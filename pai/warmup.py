@@ -2,7 +2,8 @@
 
 At initialization BatchNorm has running mean 0 and variance 1, so in eval mode it normalises
 nothing: signals and gradients explode or vanish with depth, and whole layers lose all weights
-(Cohen et al., arXiv 2502.11450, section 4). One forward pass in train mode repairs that.
+(Gollini Navarrete et al., arXiv 2502.11450, section 4). One forward pass in train mode
+repairs that.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -31,7 +31,8 @@ class EmpiricalFisher:
 
     Exact in one pass, not an average over noise, and independent of the batch size: the squares
     are per sample, not of the batch's mean gradient. Works with any ``loss_fn`` that is a mean
-    over samples. Source: Cohen et al., arXiv 2502.11450; Kunstner et al. 2019, arXiv 1905.12558.
+    over samples. Source: Gollini Navarrete et al., arXiv 2502.11450; Kunstner et al. 2019,
+    arXiv 1905.12558.
     """
 
     temperature: float = 1.0

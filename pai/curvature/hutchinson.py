@@ -46,8 +46,8 @@ class Hutchinson:
 
     ``batch_size`` splits the given batches: smaller ones draw more probes over the same samples at
     the same arithmetic, but with less parallelism. Probes cover the given parameters only.
-    Source: Hutchinson 1990; Bekas et al. 2007; settings of Cohen et al., arXiv 2502.11450 are
-    ``num_probes=10, temperature=200, batch_size=1, matrix="hessian"``.
+    Source: Hutchinson 1990; Bekas et al. 2007; settings of Gollini Navarrete et al.,
+    arXiv 2502.11450 are ``num_probes=10, temperature=200, batch_size=1, matrix="hessian"``.
     """
 
     temperature: float = 1.0

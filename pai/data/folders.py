@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pai.errors import ConfigError
+from pai.seeding import generator
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -36,6 +37,24 @@ class Listing:
         """Return the class of every file: ``[N]`` (int64)."""
         counts = torch.tensor([len(members) for members in self.names.values()])
         return torch.arange(len(self.names)).repeat_interleave(counts)
+
+    def some(self, per_class: int, seed: int) -> "Listing":
+        """Return ``per_class`` random files of each class, the same for the same ``seed``.
+
+        Raises:
+            ConfigError: a class has fewer.
+        """
+        if per_class > self.smallest:
+            raise ConfigError(
+                f"dataset.train_per_class: {per_class} asked for, but the smallest class of "
+                f"{self.folder} has {self.smallest} images"
+            )
+        stream = generator(seed, "train_per_class")
+        chosen = {}
+        for name, members in self.names.items():
+            order = torch.randperm(len(members), generator=stream)[:per_class].tolist()
+            chosen[name] = [members[position] for position in sorted(order)]
+        return Listing(self.folder, chosen)
 
 
 @dataclass(frozen=True)

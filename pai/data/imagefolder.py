@@ -1,6 +1,6 @@
 """Any folder of images: ``train/<class>/*`` and ``test/<class>/*`` or ``val/<class>/*``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pai.data.augment import RandomCropFlip
 from pai.data.bundle import DataBundle, DataSpec
@@ -16,11 +16,13 @@ class ImageFolder:
 
     Which folder is which part: :class:`pai.data.folders.ClassFolders`. Images are resized so that
     the shorter side is ``image_size`` (by default the shorter side of the first training image)
-    and cropped to the central square.
+    and cropped to the central square. ``train_per_class`` limits the training folder to that many
+    random files of each class (by ``split_seed``); validation images come out of these.
     """
 
     root: str
     image_size: int | None = None
+    train_per_class: int | None = None
     val_fraction: float = 0.1
     split_seed: int = 0
     crop_padding: int = 4
@@ -30,6 +32,8 @@ class ImageFolder:
     def __post_init__(self) -> None:
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size must be at least 1, got {self.image_size}")
+        if self.train_per_class is not None and self.train_per_class < 2:
+            raise ValueError(f"train_per_class must be at least 2, got {self.train_per_class}")
         check_fraction("val_fraction", self.val_fraction)
         RandomCropFlip(self.crop_padding, self.horizontal_flip)  # checks its options
 
@@ -40,7 +44,7 @@ class ImageFolder:
             ConfigError: a folder is missing or empty, or the parts have different classes.
             RunError: the first training image cannot be read.
         """
-        folders = list_class_folders(self.root)
+        folders = self._list()
         smallest = folders.train.smallest
         if folders.val is None:
             smallest -= held_out(smallest, self.val_fraction)
@@ -56,7 +60,7 @@ class ImageFolder:
         Raises:
             RunError: an image cannot be decoded; its path is named.
         """
-        folders = list_class_folders(self.root)
+        folders = self._list()
         size = self._size(folders)
         return DataBundle.from_train_and_test(
             self._read(folders.train, size),
@@ -67,6 +71,12 @@ class ImageFolder:
             split_seed=self.split_seed,
             augment=RandomCropFlip(self.crop_padding, self.horizontal_flip),
         )
+
+    def _list(self) -> ClassFolders:
+        folders = list_class_folders(self.root)
+        if self.train_per_class is None:
+            return folders
+        return replace(folders, train=folders.train.some(self.train_per_class, self.split_seed))
 
     def _size(self, folders: ClassFolders) -> int:
         return self.image_size or min(header_size(folders.train.paths()[0]))

@@ -22,7 +22,7 @@ class TrainAndPrune:
     - several rounds, ``rewind_step=k``: late rewinding (Frankle et al. 2020, arXiv 1912.05671).
     - any score, ``prune_step=k``, weights kept: pruning after a short pre-training. With
       ``rewind_step=k`` too the training goes on from there instead of beginning anew (Frankle et
-      al. 2021, arXiv 2009.08576, section 6).
+      al. 2021, arXiv 2009.08576).
 
     Lengths are in epochs, over which a training's learning-rate schedule extends; moments within a
     training are in optimizer steps from its start.

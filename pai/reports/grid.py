@@ -102,6 +102,7 @@ class Grid:
     """A table before it is written down."""
 
     layout: Layout
+    row_keys: tuple[str, ...]  # the layout's, and "baseline" where some runs have one
     rows: tuple[Row, ...]
     columns: tuple[Key, ...]
     cells: Mapping[tuple[Key, Key], Cell]
@@ -187,6 +188,7 @@ def build_grid(collection: Collection, layout: Layout) -> Grid:
     columns = sorted({column for _, column in every}, key=lambda c: [_order(v) for v in c])
     return Grid(
         layout=layout,
+        row_keys=row_keys,
         rows=tuple(_sorted_rows(rows, columns, cells, layout)),
         columns=tuple(columns),
         cells=cells,

@@ -43,6 +43,21 @@ def layout(arguments: argparse.Namespace) -> Layout:
     )  # fmt: skip
 
 
+def assignments(text: str) -> dict[str, str]:
+    """Return the values of ``KEY=VALUE,KEY=VALUE``.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    found = {}
+    for part in text.split(","):
+        key, sign, value = part.strip().partition("=")
+        if not (sign and key and value):
+            raise ConfigError(f"{part!r} is not KEY=VALUE")
+        found[key] = value
+    return found
+
+
 def _keys(text: str) -> tuple[str, ...]:
     return tuple(key.strip() for key in text.split(",") if key.strip())
 

@@ -1,9 +1,9 @@
 """What a method gains over its own altered masks: differences of runs with the same seed."""
 
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from pai.reports.paired import Gain, paired_gain
 
 CHECKS = {
     "shuffle": "shuffled within layers",
@@ -11,43 +11,7 @@ CHECKS = {
     "reinit": "new initial weights",
     "invert": "inverted scores",
 }
-_CONFIDENCE = 0.95
 Group = tuple[str, float, str, str]
-
-
-@dataclass(frozen=True)
-class Gain:
-    """Mean of paired differences in percentage points, and its interval (``None`` for one pair)."""
-
-    mean: float
-    interval: tuple[float, float] | None
-    pairs: int
-
-    def __str__(self) -> str:
-        if self.interval is None:
-            return f"{self.mean:+.1f} (n={self.pairs})"
-        low, high = self.interval
-        return f"{self.mean:+.1f} [{low:+.1f}, {high:+.1f}] (n={self.pairs})"
-
-
-def paired_gain(differences: Sequence[float]) -> Gain:
-    """Return mean and 95 % t interval ``mean +- t(0.975, n - 1) s / sqrt(n)`` of differences.
-
-    The t interval is exact for normal differences. With a handful of seeds a bootstrap, which can
-    only reshuffle those few values, would be far too short.
-
-    Raises:
-        ValueError: there is no difference.
-    """
-    if not differences:
-        raise ValueError("no pair of runs to compare")
-    n, mean = len(differences), statistics.mean(differences)
-    if n == 1:
-        return Gain(mean, None, 1)
-    from scipy.stats import t
-
-    reach = float(t.ppf((1 + _CONFIDENCE) / 2, n - 1)) * statistics.stdev(differences) / n**0.5
-    return Gain(mean, (mean - reach, mean + reach), n)
 
 
 def gains(records: Iterable[Mapping[str, Any]]) -> dict[Group, dict[str, Gain]]:

@@ -12,6 +12,7 @@ from tiny import image_folder, tiny_run
 from pai.data.augment import RandomCropFlip
 from pai.data.bundle import Split
 from pai.data.imagefolder import ImageFolder
+from pai.errors import ConfigError
 
 COLOURS = {"ants": (250, 10, 10), "bees": (10, 250, 10), "cats": (10, 10, 250)}
 
@@ -207,3 +208,29 @@ def test_images_in_several_parts_are_counted_and_told(
     assert found["train_val"] == 0
     assert found["train_test"] + found["val_test"] == 1
     assert "1 images of the test part are in the " in caplog.text
+
+
+def test_a_part_of_the_training_images_is_the_same_random_part_each_time(tmp_path: Path) -> None:
+    counts = {"ants": 9, "bees": 7}
+    make_folder(tmp_path, {"train": counts, "test": counts})
+
+    def numbers(seed: int) -> list[list[int]]:
+        data = ImageFolder(str(tmp_path), train_per_class=4, split_seed=seed).load()
+        assert data.train.labels.bincount().tolist() == data.val.labels.new_full((2,), 3).tolist()
+        assert data.val.labels.tolist() == [0, 1]
+        assert len(data.test) == 16, "the test part stays whole"
+        both = torch.cat([data.train.images, data.val.images])[:, :2, 0, 0].tolist()
+        assert sorted(map(tuple, both)) == sorted([(250, 10)] * 4 + [(10, 250)] * 4)
+        return sorted(torch.cat([data.train.images, data.val.images])[:, :, 0, 0].tolist())
+
+    assert numbers(0) == numbers(0)
+    assert len({str(numbers(seed)) for seed in range(4)}) > 1
+    assert ImageFolder(str(tmp_path), train_per_class=4).check().smallest_class == 3
+
+
+def test_a_part_larger_than_the_smallest_class_is_refused(tmp_path: Path) -> None:
+    folder = ImageFolder(str(small_folder(tmp_path)), train_per_class=4)
+    with pytest.raises(ConfigError, match=r"dataset.train_per_class: 4 asked for, .* has 3 images"):
+        folder.check()
+    with pytest.raises(ValueError, match="train_per_class must be at least 2, got 1"):
+        ImageFolder(str(tmp_path), train_per_class=1)

@@ -32,8 +32,8 @@ def test_a_table_runs_its_experiment_in_a_folder_of_that_name() -> None:
             ["make", "--dry-run", f"table-{table}"], cwd=CHECKOUT,
             capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
-        assert re.findall(r"\+experiment=(\S+)", shown) == [experiment(table)]
-        assert set(re.findall(r"runs/(\S+)", shown)) == {experiment(table)}
+        found = re.findall(r"scripts/sweeps.sh (\S+) runs/(\S+)", shown)
+        assert found == [(experiment(table), experiment(table))]
 
 
 def test_every_table_is_listed_and_documented() -> None:
