@@ -79,7 +79,8 @@ evidence-gpu: $(STAMP)  ## The same with ResNet-18 on a GPU; OPTIONS="dataset.ro
 
 study-warmup: $(STAMP)  ## How long must BatchNorm be warmed up? OPTIONS="dataset.root=DIR"
 	@$(SWEEPS) study_warmup runs/study_warmup "" "warmup=bn_batches warmup.num_batches=1,10,100" \
-		"warmup=none baseline=pretrain" -- --rows scorer,warmup,warmup.num_batches,baseline
+		"warmup=none baseline=pretrain baseline.epochs=1 baseline.prune_step=null" \
+		-- --rows scorer,warmup,warmup.num_batches,baseline
 
 study-estimators: $(STAMP)  ## Measure error and time of curvature estimators; OPTIONS="--dataset-root DIR --out DIR"
 	$(BIN)/python scripts/study_estimators.py $(OPTIONS)
