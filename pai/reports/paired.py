@@ -83,7 +83,11 @@ def contrasts(grid: Grid, first: Mapping[str, str], second: Mapping[str, str]) -
         if any(str(named[key]) != value for key, value in first.items()):
             continue
         other = next(
-            (r for r in grid.rows if [*map(str, r.key)] == [*map(str, (named | second).values())]),
+            (
+                r
+                for r in grid.rows
+                if [*map(str, r.key)] == [*map(str, (named | dict(second)).values())]
+            ),
             None,
         )
         pairs = {} if other is None else _pairs(grid, row.key, other.key)
