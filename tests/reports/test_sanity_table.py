@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from pai.records import write_record
-from pai.reports.sanity import gains, paired_gain, sanity_table
+from pai.reports.paired import paired_gain
+from pai.reports.sanity import gains, sanity_table
 
 ACCURACIES = {"none": [0.90, 0.92, 0.94], "shuffle": [0.80, 0.83, 0.81]}
 
