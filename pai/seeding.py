@@ -18,7 +18,8 @@ def seed_of(config: Mapping[str, Any], part: Literal["initialization", "data", "
     """Return the seed of a part of a run: ``seeds.<part>`` of the configuration, else ``seed``.
 
     ``initialization``: the weights. ``data``: the scoring samples, the orders of the warmup and of
-    training, augmentation, dropout. ``probes``: what a scorer draws (probes, labels, random scores).
+    training, augmentation, dropout. ``probes``: what a scorer draws (probes, labels, random
+    scores).
     """
     own = (config.get("seeds") or {}).get(part)
     return int(config["seed"] if own is None else own)

@@ -4,14 +4,14 @@
 
 The runs stored their scores; the masks of all sparsities are selected from them again. Runs with a
 schedule of several rounds (synflow) have one mask each. Writes ``tables.md`` and ``collapse.png``
-into the folder of the runs, or ``--out``. What is measured: scripts/mask_studies/collapse.py.
+into the folder of the runs, or ``--out``. What is measured: scripts/studies/collapse.py.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from mask_studies.collapse import count_table, measure, onset_table
+from studies.collapse import count_table, measure, onset_table
 
 from pai.errors import ConfigError
 from pai.records import write_bytes_atomically
@@ -38,7 +38,7 @@ def main() -> None:
         rows, onsets = measure(arguments.runs, arguments.sparsities)
     except ConfigError as error:
         sys.exit(f"study error: {error}")
-    from mask_studies.collapse_figure import write_figure
+    from studies.collapse_figure import write_figure
 
     out.mkdir(parents=True, exist_ok=True)
     text = f"{onset_table(rows, onsets)}\n\n{count_table(rows)}\n"

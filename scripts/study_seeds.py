@@ -3,7 +3,7 @@
     python scripts/study_seeds.py runs/study_seeds [--out DIR] [--sparsities 0.9 0.98]
 
 The runs stored their scores; masks are selected from them. Writes ``tables.md`` and ``seeds.png``
-into the folder of the runs, or ``--out``. What is measured: scripts/mask_studies/seeds.py.
+into the folder of the runs, or ``--out``. What is measured: scripts/studies/seeds.py.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mask_studies.seeds import (
+from studies.seeds import (
     Agreement,
     accuracy_table,
     agreements,

@@ -39,13 +39,13 @@ def vit(
     query, key and value projections have biases, and weights start as truncated normals of
     standard deviation 0.02.
 
-    ``norm="batch"`` puts BatchNorm over the channels in the place of every LayerNorm (compare Yao et
-    al. 2021, ICCV workshops), so that the BatchNorm warmup can be studied on a transformer. The
+    ``norm="batch"`` puts BatchNorm over the channels in the place of every LayerNorm (compare Yao
+    et al. 2021, ICCV workshops), so that the BatchNorm warmup can be studied on a transformer. The
     statistics count the class token like any other. It need not train as well as LayerNorm does.
 
     Raises:
-        ValueError: an option is below 1, ``norm`` is unknown, ``patch_size`` does not divide ``image_size``, or
-            ``num_heads`` does not divide ``embed_dim``.
+        ValueError: an option is below 1, ``norm`` is unknown, ``patch_size`` does not divide
+            ``image_size``, or ``num_heads`` does not divide ``embed_dim``.
     """
     whole = {
         "patch_size": patch_size, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads,

@@ -1,4 +1,4 @@
-"""Layer collapse: which layers are empty and where the network is cut, and from which sparsity on."""
+"""Layer collapse: which layers are empty, where the network is cut, and from which sparsity on."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from mask_studies.stored import completed, masks, scheduled, stored_scores
 from pai.masking.effective import Connectivity
 from pai.plan import prepare
 from pai.reports.collect import Run
+from studies.stored import completed, masks, scheduled, stored_scores
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ def empty_from(scores: Mapping[str, Tensor]) -> dict[str, float]:
     """Return the sparsity from which on each layer is empty when all layers compete; 1: never.
 
     A layer keeps a weight as long as its best one is among those kept, so it is empty once no more
-    weights are kept than there are higher scores elsewhere: ``#{scores <= max of the layer} / #scores``.
-    Where other layers have scores equal to that maximum, it may be empty a little earlier.
+    weights are kept than there are higher scores elsewhere:
+    ``#{scores <= max of the layer} / #scores``. Where other layers have scores equal to that
+    maximum, it may be empty a little earlier.
     """
     everything = np.sort(np.concatenate([s.numpy().ravel() for s in scores.values()]))
     return {

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mask_studies.stored import completed, masks
 from pai.errors import ConfigError
 from pai.reports.collect import Run
 from pai.reports.compare import Pair, compare
+from studies.stored import completed, masks
 
 PARTS = ("initialization", "data", "probes")
 _TAIL = 0.025
@@ -72,7 +72,9 @@ def spread(values: Mapping[tuple[int, int], float]) -> Spread:
     means.sort()
     last = len(means) - 1
     return Spread(
-        statistics.fmean(values.values()), means[round(_TAIL * last)], means[round((1 - _TAIL) * last)]
+        statistics.fmean(values.values()),
+        means[round(_TAIL * last)],
+        means[round((1 - _TAIL) * last)],
     )
 
 
@@ -153,9 +155,7 @@ def default_table(found: Sequence[Agreement]) -> str:
 
 def _common_options(found: Sequence[Agreement], scorer: str) -> Mapping[str, int]:
     """Return the options with which a scorer was run with another initialization."""
-    return next(
-        (a.options for a in found if a.scorer == scorer and a.part == "initialization"), {}
-    )
+    return next((a.options for a in found if a.scorer == scorer and a.part == "initialization"), {})
 
 
 def curve(found: Sequence[Agreement]) -> dict[str, list[tuple[int, Agreement]]]:

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from mask_studies.collapse import Row, subjects
 from pai.records import write_bytes_atomically
+from studies.collapse import Row, subjects
 
 LOWEST = 1e-5
 

@@ -1,1 +1,0 @@
-"""What the studies of layer collapse and of seeds share: masks and numbers from stored scores."""
