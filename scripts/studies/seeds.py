@@ -70,12 +70,8 @@ def spread(values: Mapping[tuple[int, int], float]) -> Spread:
         if pairs:
             means.append(statistics.fmean(values[i, j] for i, j in pairs))
     means.sort()
-    last = len(means) - 1
-    return Spread(
-        statistics.fmean(values.values()),
-        means[round(_TAIL * last)],
-        means[round((1 - _TAIL) * last)],
-    )
+    low, high = (means[round(tail * (len(means) - 1))] for tail in (_TAIL, 1 - _TAIL))
+    return Spread(statistics.fmean(values.values()), low, high)
 
 
 def varied(run: Run) -> tuple[str, int]:

@@ -29,7 +29,7 @@ def completed(folder: Path) -> tuple[list[Run], dict[str, list[str]]]:
 
 def scheduled(run: Run) -> bool:
     """Return whether the run scored more than once on the way to its own sparsity."""
-    return run.choice("schedule") != "oneshot"
+    return not str(run.part("config")["schedule"]["_target_"]).endswith(".OneShot")
 
 
 def stored_scores(run: Run, layers: Sequence[str]) -> dict[str, Tensor]:
