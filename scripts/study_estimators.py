@@ -6,10 +6,10 @@ Without ``--dataset-root`` the data are scikit-learn's digits. Each measurement 
 OUT/cells; those that are there already are not repeated, so an interrupted study continues. At the
 end OUT has ``tables.md`` and ``error_against_time.png``.
 
-Times are CPU seconds of one process with one thread (with ``--device cuda`` seconds by the clock), in
-units of G, one gradient pass over the same samples, measured right before and after: other load on
-the processor matters little. Every seed has
-its own initialization, scoring samples, warmup order and probes, and a process of its own.
+Times are CPU seconds of one process with one thread, in units of G, one gradient pass over the same
+samples, measured right before and after: other load on the machine matters little. With ``--device
+cuda`` they are seconds by the clock. Every seed has its own initialization, scoring samples, warmup
+order and probes, and a process of its own.
 """
 
 import argparse
@@ -69,7 +69,8 @@ def describe(out: Path) -> str:
     told = ", ".join(f"{key} {value}" for key, value in study.items() if key != "dataset_root")
     data = "an image folder" if study["dataset_root"] else "digits"
     torch_version = place["packages"]["torch"]
-    return f"{data}, {told}; {place['device_name']}, torch {torch_version}"
+    threads = ", 1 thread" if study["device"] == "cpu" else ""
+    return f"{data}, {told}; {place['device_name']}{threads}, torch {torch_version}"
 
 
 def positive(text: str) -> int:

@@ -83,7 +83,7 @@ def other_samples(study: Study, seed: int) -> Batches:
 
 
 def seconds(work: Callable[[], Named], device: str) -> tuple[float, Named]:
-    """Return the time of ``work`` and its result: CPU time; on a GPU, which is alone, by the clock."""
+    """Return the CPU time of ``work``, on a GPU its time by the clock, and its result."""
     if torch.device(device).type != "cuda":
         started = time.process_time()
         result = work()
