@@ -114,6 +114,8 @@ def test_the_interval_of_pairs_resamples_seeds() -> None:
     apart = spread({(0, 1): 0.9, (0, 2): 0.1, (1, 2): 0.1})
     assert apart.mean == pytest.approx(1.1 / 3)
     assert (apart.low, apart.high) == (0.1, 0.9)
+    many = spread({(i, j): 0.5 + 0.01 * (i + j) for j in range(8) for i in range(j)})
+    assert many.low < many.mean < many.high
 
 
 def study(folder: Path) -> Path:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from pai.errors import ConfigError
 from pai.reports.collect import Run
 from pai.reports.compare import Pair, compare
@@ -14,6 +16,7 @@ from studies.stored import completed, masks
 
 PARTS = ("initialization", "data", "probes")
 _TAIL = 0.025
+_EXACT, _RESAMPLES = 6, 20_000
 
 
 @dataclass(frozen=True)
@@ -57,15 +60,18 @@ def spread(values: Mapping[tuple[int, int], float]) -> Spread:
     """Return the mean over pairs of seeds and its percentile bootstrap interval.
 
     Pairs that share a seed are not independent, so seeds are resampled, not pairs: every resample
-    of the n seeds (all ``n^n``, which is meant for n <= 6) has the mean over its pairs of different
-    seeds, as often as they are in it; resamples of one seed only have none and are left out.
+    of the n seeds (all ``n^n`` up to n = 6, else 20,000 of a fixed stream) has the mean over its
+    pairs of different seeds, as often as they are in it; resamples of one seed only are left out.
 
     Args:
         values: by pair ``(i, j)``, ``i < j``, of seeds ``0 .. n-1``; all pairs.
     """
     count = 1 + max(j for _, j in values)
+    resamples: Iterable[Sequence[int]] = itertools.product(range(count), repeat=count)
+    if count > _EXACT:
+        resamples = np.random.default_rng(0).integers(count, size=(_RESAMPLES, count)).tolist()
     means = []
-    for drawn in itertools.product(range(count), repeat=count):
+    for drawn in resamples:
         pairs = [tuple(sorted(p)) for p in itertools.combinations(drawn, 2) if p[0] != p[1]]
         if pairs:
             means.append(statistics.fmean(values[i, j] for i, j in pairs))
@@ -94,7 +100,10 @@ def options(run: Run) -> dict[str, int]:
 
 
 def agreements(folder: Path, sparsities: Sequence[float]) -> list[Agreement]:
-    """Return how alike the masks are, of every setting below ``folder`` that was not trained.
+    """Return how alike the masks are, of every setting below ``folder``.
+
+    Training changes no mask, so runs of a setting that were trained and runs that were not belong
+    together. Of runs with several rounds there are only masks of their own sparsity.
 
     Raises:
         ConfigError: runs are missing or of another study.
@@ -102,16 +111,15 @@ def agreements(folder: Path, sparsities: Sequence[float]) -> list[Agreement]:
     runs, layers = completed(folder)
     groups: dict[tuple[str, str, str], dict[int, Run]] = {}
     for run in runs:
-        if run.value("training.epochs") == 0:
-            part, seed = varied(run)
-            key = (part, run.choice("scorer"), json.dumps(options(run)))
-            groups.setdefault(key, {})[seed] = run  # the same run twice is the same masks
+        part, seed = varied(run)
+        key = (part, run.choice("scorer"), json.dumps(options(run)))
+        groups.setdefault(key, {})[seed] = run
     found = []
     for (part, scorer, text), by_seed in groups.items():
         if len(by_seed) < 2:
             continue
         made = [dict(masks(run, layers[str(run.folder)], sparsities)) for run in by_seed.values()]
-        for sparsity in sparsities:
+        for sparsity in sorted(set.intersection(*(set(mask) for mask in made))):
             named = {
                 str(i): {name: keep.numpy() for name, keep in mask[sparsity].items()}
                 for i, mask in enumerate(made)
