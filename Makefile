@@ -19,7 +19,8 @@ SMALL_VIT := model.embed_dim=96 model.depth=4 model.num_heads=6
 SYNFLOW := scorer=synflow warmup=none sparsity=0.9,0.98,0.99,0.995,0.999
 COLLAPSE := "model=vgg11 model.width=16" "model=resnet20" "model=vit_cifar_bn $(SMALL_VIT)" \
             "model=vit_cifar $(SMALL_VIT) warmup=none" "model=vgg11 model.width=16 $(SYNFLOW)" \
-            "model=resnet20 $(SYNFLOW)" "model=vit_cifar $(SMALL_VIT) $(SYNFLOW)"
+            "model=resnet20 $(SYNFLOW)" "model=vit_cifar $(SMALL_VIT) $(SYNFLOW)" \
+            "model=vgg19 model.width=16 scorer=snip,gts" "model=resnet56 scorer=snip,gts"
 EACH_SEED := "+seeds.initialization=0,1,2,3,4" "+seeds.data=0,1,2,3,4" "+seeds.probes=0,1,2,3,4"
 NUM_PROBES := "scorer.num_probes=1,2,4,8,16,32,64 scorer.batch_size=50" "scorer.num_probes=1,4,16" \
               "scorer=mts scorer.num_draws=1,2,4,8,16"
