@@ -196,7 +196,8 @@ def _task_table(task: Task, reference: str) -> str:
         own = task.values[scorer]
         told = ""
         if scorer != reference:
-            mean, low, high = (factor * v for v in difference(own, task.values[reference]))
+            found = difference(own, task.values[reference])
+            mean, low, high = (round(factor * value, 2) + 0.0 for value in found)
             told = f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
         lines.append(f"| {scorer} | {_row(own, factor)} | {told} |")
     if task.dense:
