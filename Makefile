@@ -7,11 +7,28 @@ STAMP  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 
+# $(call study,EXPERIMENT,FOLDER,JOBS): as scripts/sweeps.sh, without a report of the runs.
+define study
+	@for jobs in $(3); do \
+		$(BIN)/pai -m +experiment=$(1) hydra.sweep.dir=$(2) $(OPTIONS) $$jobs; code=$$?; \
+		test $$code -le 1 || exit $$code; \
+	done
+endef
+SMALL_VIT := model.embed_dim=96 model.depth=4 model.num_heads=6
+SYNFLOW := scorer=synflow warmup=none sparsity=0.9,0.98,0.99,0.995,0.999
+COLLAPSE := "model=vgg11 model.width=16" "model=resnet20" "model=vit_cifar_bn $(SMALL_VIT)" \
+            "model=vit_cifar $(SMALL_VIT) warmup=none" "model=vgg11 model.width=16 $(SYNFLOW)" \
+            "model=resnet20 $(SYNFLOW)" "model=vit_cifar $(SMALL_VIT) $(SYNFLOW)" \
+            "model=vgg19 model.width=16 scorer=snip,gts" "model=resnet56 scorer=snip,gts"
+EACH_SEED := "+seeds.initialization=0,1,2,3,4" "+seeds.data=0,1,2,3,4" "+seeds.probes=0,1,2,3,4"
+NUM_PROBES := "scorer.num_probes=1,2,4,8,16,32,64 scorer.batch_size=50" "scorer.num_probes=1,4,16" \
+              "scorer=mts scorer.num_draws=1,2,4,8,16"
+TASKS := "" "scorer=none sparsity=0"
 TABLES := smoke cifar10-resnet18 cifar10-vgg19 cifar100-resnet18 cifar100-vgg19 \
           tinyimagenet-resnet18 imagenet-resnet50 cifar10-vit
-.PHONY: help setup run test test-fast faults lint format table-default evidence evidence-gpu \
-        study-estimators study-warmup lock clean \
-        $(addprefix table-,$(TABLES))
+STUDIES := estimators warmup collapse seeds tasks
+.PHONY: help setup run test test-fast faults lint format table-default evidence evidence-gpu lock clean \
+        $(addprefix table-,$(TABLES)) $(addprefix study-,$(STUDIES))
 
 help:  ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-27s %s\n", $$1, $$2}'
@@ -89,6 +106,22 @@ study-warmup: $(STAMP)  ## How long must BatchNorm be warmed up? OPTIONS="datase
 
 study-estimators: $(STAMP)  ## Measure error and time of curvature estimators; OPTIONS="--dataset-root DIR --out DIR"
 	$(BIN)/python scripts/study_estimators.py $(OPTIONS)
+
+study-collapse: $(STAMP)  ## Which layers die at which sparsity; OPTIONS="dataset.root=DIR", CIFAR-10 as images
+	$(call study,study_collapse,runs/study_collapse,$(COLLAPSE))
+	$(BIN)/python scripts/study_collapse.py runs/study_collapse
+
+study-seeds: $(STAMP)  ## How masks and accuracy vary over seeds and probes, on the digits
+	$(call study,study_seeds,runs/study_seeds,$(EACH_SEED))
+	$(call study,study_seeds_probes,runs/study_seeds,$(NUM_PROBES))
+	$(call study,study_seeds_accuracy,runs/study_seeds,$(EACH_SEED))
+	$(BIN)/python scripts/study_seeds.py runs/study_seeds
+
+study-tasks: $(STAMP)  ## Whether scorers rank alike on digits, Cora (PAI_DATA=DIR, or downloaded) and text
+	$(call study,study_tasks_images,runs/study_tasks/images,$(TASKS))
+	$(call study,study_tasks_graph,runs/study_tasks/graph,$(TASKS))
+	$(call study,study_tasks_language,runs/study_tasks/language,$(TASKS))
+	$(BIN)/python scripts/study_tasks.py runs/study_tasks
 
 lock: $(STAMP)  ## Renew requirements.lock from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --generate-hashes --no-header --upgrade --quiet --output-file requirements.lock

@@ -65,8 +65,11 @@ class Estimator:
         classes = spec.training_samples // max(1, spec.smallest_class)
         samples = config["scoring"]["samples_per_class"] * classes
         score = rounds * forward * (fixed + each * samples)
-        parts = ("model", "dataset", "warmup", "seed", "include_classifier", "scoring", "device")
-        subject = json.dumps({part: config[part] for part in parts}, sort_keys=True)
+        parts = (
+            "model", "dataset", "warmup", "seed", "seeds", "include_classifier", "scoring",
+            "device",
+        )  # fmt: skip
+        subject = json.dumps({part: config.get(part) for part in parts}, sort_keys=True)
         alone = rounds > 1 or plan.baseline.trains or config["scoring"]["cache_dir"] is None
         return JobCost(score, train, () if alone else tuple(f"{subject} {key}" for key in keys))
 

@@ -21,7 +21,7 @@ from pai.masking.select import Mask
 from pai.output import Output
 from pai.plan import Plan
 from pai.prunable import prunable_parameters
-from pai.seeding import derive_seed
+from pai.seeding import derive_seed, seed_of
 from pai.training.loop import NEVER, Moment, steps_per_epoch, train
 
 FindFn = Callable[[int, float, Mask | None], Mask]
@@ -91,7 +91,7 @@ def _train(
     output: Output,
 ) -> dict[str, Any]:  # fmt: skip
     """Train for the round; note the weights to rewind to when their step has come."""
-    baseline, seed = plan.baseline, plan.config["seed"]
+    baseline, seed = plan.baseline, seed_of(plan.config, "data")
     options = replace(plan.training, epochs=baseline.epochs_of(number, plan.training.epochs))
     each = steps_per_epoch(data, options)
     steps = baseline.steps_of(number, plan.training.epochs, each)

@@ -22,7 +22,7 @@ from pai.plan import Plan
 from pai.records import FolderInUseError, alone_in, read_record, remove_partial_writes, write_record
 from pai.rounds import check_steps, prune_in_rounds
 from pai.scoring import Draw, score_and_select, scoring_samples
-from pai.seeding import global_seed
+from pai.seeding import global_seed, seed_of
 from pai.tracking.base import RunLabels
 from pai.training.loop import train
 
@@ -158,7 +158,7 @@ def _begin(plan: Plan, labels: RunLabels, earlier: dict[str, Any] | None) -> dic
 
 def _pipeline(plan: Plan, record: dict[str, Any], clock: Clock, output: Output) -> None:
     config = plan.config
-    seed, scoring = config["seed"], config["scoring"]
+    seed, scoring = seed_of(config, "data"), config["scoring"]
 
     with clock.timed("data"):
         data = plan.dataset.load().to(plan.device)
@@ -172,7 +172,7 @@ def _pipeline(plan: Plan, record: dict[str, Any], clock: Clock, output: Output) 
         if count:
             first, second = parts.split("_")
             output.warn("%d images of the %s part are in the %s part too", count, second, first)
-    with global_seed(seed, "initialization"):
+    with global_seed(seed_of(config, "initialization"), "initialization"):
         model = plan.build_model().to(plan.device)
 
     if record["mask"] is not None:  # carried over from an interrupted run
@@ -201,7 +201,9 @@ def _prune(
     """Warm up, train if the baseline wants it, score and mask; leaves the pruned network."""
     seed = plan.config["seed"]
     check_steps(plan, data)
-    warmup_batches = data.warmup_batches(plan.config["scoring"]["warmup_batch_size"], seed)
+    warmup_batches = data.warmup_batches(
+        plan.config["scoring"]["warmup_batch_size"], seed_of(plan.config, "data")
+    )
     state = broadcast_object(output.stored_rounds())
     if state is None:
         with clock.timed("warmup"):

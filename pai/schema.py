@@ -21,6 +21,15 @@ class Scoring(BaseModel):
     cache_dir: str | None
 
 
+class Seeds(BaseModel):
+    """Seeds of parts of a run that are not the run's own seed (:func:`pai.seeding.seed_of`)."""
+
+    model_config = STRICT
+    initialization: int | None = Field(None, ge=0)
+    data: int | None = Field(None, ge=0)
+    probes: int | None = Field(None, ge=0)
+
+
 class TopLevel(BaseModel):
     """The keys of ``conf/config.yaml``; the groups are components, checked one by one."""
 
@@ -40,6 +49,7 @@ class TopLevel(BaseModel):
     scope: str
     include_classifier: bool
     seed: int = Field(ge=0)
+    seeds: Seeds | None = None
     device: str = Field(pattern=r"^(auto|cpu|mps|cuda(:(0|[1-9][0-9]?))?)$")
 
 

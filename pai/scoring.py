@@ -19,7 +19,7 @@ from pai.parallel import processes
 from pai.plan import Plan
 from pai.prunable import prunable_parameters
 from pai.scorers.memo import remembering
-from pai.seeding import derive_seed, generator
+from pai.seeding import derive_seed, generator, seed_of
 
 Draw = Callable[[int], SampleBatches]
 """Gives the scoring batches of a round of the schedule, counted from 0."""
@@ -59,7 +59,7 @@ def score_and_select(
         return scores
 
     purpose = f"probes/{number}" if number else "probes"
-    probes = generator(config["seed"], purpose, plan.device)
+    probes = generator(seed_of(config, "probes"), purpose, plan.device)
     folder = config["scoring"]["cache_dir"]
     # later rounds depend on how far earlier ones have moved the random stream; of several
     # processes one could wait for the other

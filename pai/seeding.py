@@ -5,12 +5,24 @@ a resumed run needs no saved generator state because every epoch has a stream of
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 
 from pai.distributed import launched
+
+
+def seed_of(config: Mapping[str, Any], part: Literal["initialization", "data", "probes"]) -> int:
+    """Return the seed of a part of a run: ``seeds.<part>`` of the configuration, else ``seed``.
+
+    ``initialization``: the weights. ``data``: the scoring samples, the orders of the warmup and of
+    training, augmentation, dropout. ``probes``: what a scorer draws (probes, labels, random
+    scores).
+    """
+    own = (config.get("seeds") or {}).get(part)
+    return int(config["seed"] if own is None else own)
 
 
 def derive_seed(seed: int, purpose: str) -> int:

@@ -7,8 +7,9 @@ OUT/cells; those that are there already are not repeated, so an interrupted stud
 end OUT has ``tables.md`` and ``error_against_time.png``.
 
 Times are CPU seconds of one process with one thread, in units of G, one gradient pass over the same
-samples, measured right before and after: other load on the machine matters little. Every seed has
-its own initialization, scoring samples, warmup order and probes, and a process of its own.
+samples, measured right before and after: other load on the machine matters little. With ``--device
+cuda`` they are seconds by the clock. Every seed has its own initialization, scoring samples, warmup
+order and probes, and a process of its own.
 """
 
 import argparse
@@ -40,6 +41,8 @@ def begin(study: Study, out: Path) -> None:
         ConfigError: the data are not there or too few, matplotlib is missing, or the folder holds
             another study.
     """
+    if study.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: torch sees no CUDA device; use --device cpu")
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("matplotlib is missing: it comes with pai's extra 'reports'")
     wanted = max(*study.sizes, study.samples_per_class) + study.reference_per_class
@@ -55,7 +58,7 @@ def begin(study: Study, out: Path) -> None:
         key = next(key for key in told if stored.get(key) != told[key])
         raise ConfigError(f"out: {out} holds a study with {key}={stored.get(key)}, not {told[key]}")
     if not path.exists():
-        text = {"study": told, "environment": describe_environment(torch.device("cpu"))}
+        text = {"study": told, "environment": describe_environment(torch.device(study.device))}
         write_bytes_atomically(path, (json.dumps(text, indent=2) + "\n").encode())
 
 
@@ -66,7 +69,8 @@ def describe(out: Path) -> str:
     told = ", ".join(f"{key} {value}" for key, value in study.items() if key != "dataset_root")
     data = "an image folder" if study["dataset_root"] else "digits"
     torch_version = place["packages"]["torch"]
-    return f"{data}, {told}; {place['device_name']}, 1 thread, torch {torch_version}"
+    threads = ", 1 thread" if study["device"] == "cpu" else ""
+    return f"{data}, {told}; {place['device_name']}{threads}, torch {torch_version}"
 
 
 def positive(text: str) -> int:
@@ -106,7 +110,8 @@ def parse() -> argparse.Namespace:
     )
     add("--draws", type=positive, nargs="+", default=[1, 2, 4, 8, 16])
     add("--probes", type=positive, nargs="+", default=[1, 3, 10, 30])
-    add("--processes", type=positive, default=3, help="how many seeds at once")
+    add("--device", default="cpu", choices=["cpu", "cuda"])
+    add("--processes", type=positive, help="how many seeds at once; default: 3, on a GPU 1")
     return parser.parse_args()
 
 
@@ -115,6 +120,7 @@ def main() -> None:
     arguments = vars(parse())
     out, processes = arguments.pop("out"), arguments.pop("processes")
     seeds = list(dict.fromkeys(arguments.pop("seeds")))
+    processes = processes or (3 if arguments["device"] == "cpu" else 1)
     options: dict[str, Any] = {
         key: tuple(sorted(set(value))) if isinstance(value, list) else value
         for key, value in arguments.items()

@@ -28,7 +28,7 @@ PROMISED = {
     "model": (
         "resnet18 resnet20 resnet32 resnet34 resnet50 resnet56 vgg11 vgg13 vgg16 vgg19 "
         "resnet18_tiny vgg16_tiny vgg19_tiny resnet18_imagenet resnet34_imagenet resnet50_imagenet "
-        "vit_cifar vit_tiny vit_small timm gpt hf gcn gat"
+        "vit_cifar vit_cifar_bn vit_tiny vit_small timm gpt hf gcn gat"
     ),
     "warmup": "none bn_stats bn_exact bn_batches",
     "schedule": "oneshot exponential linear iter_snip force ntk_sap",
@@ -54,7 +54,7 @@ def overrides(choice: str, images: Path) -> list[str]:
     chosen = [f"{group}={name}" if there else f"+{group}={name}"]
     if group == "dataset" and name.startswith("image"):
         chosen.append(f"dataset.root={images}")
-    if group == "experiment" and name.startswith("imagenet"):
+    if group == "experiment" and name.startswith(("imagenet", "study_collapse")):
         chosen.append(f"dataset.root={images}")
     if group == "model":
         chosen += fitting(name)

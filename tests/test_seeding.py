@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pai.seeding import derive_seed, generator, global_seed
+from pai.seeding import derive_seed, generator, global_seed, seed_of
 
 purposes = st.text(min_size=1, max_size=12)
 
@@ -89,3 +89,10 @@ def test_the_global_state_is_restored(raising: bool) -> None:
     except KeyError:
         assert raising
     assert torch.equal(torch.randn(16), expected)
+
+
+def test_a_part_has_the_seed_of_the_run_unless_it_has_one_of_its_own() -> None:
+    assert seed_of({"seed": 3}, "probes") == seed_of({"seed": 3, "seeds": None}, "probes") == 3
+    own = {"seed": 3, "seeds": {"probes": 0, "data": None}}
+    assert seed_of(own, "probes") == 0
+    assert seed_of(own, "data") == seed_of(own, "initialization") == 3

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-_STAGE_CHANNELS = (64, 128, 256, 512, 512)
+_STAGE_FACTORS = (1, 2, 4, 8, 8)  # times the width
 _CONVOLUTIONS_PER_STAGE = {
     11: (1, 1, 2, 2, 2),
     13: (2, 2, 2, 2, 2),
@@ -19,13 +19,14 @@ class VGG(nn.Module):
     ``stem_stride`` 2 the first convolution halves the image: 64x64 images end in a 1x1 map as well.
     """
 
-    def __init__(self, depth: int, num_classes: int, in_channels: int, stem_stride: int) -> None:
+    def __init__(
+        self, depth: int, width: int, num_classes: int, in_channels: int, stem_stride: int
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = in_channels
-        for out_channels, count in zip(
-            _STAGE_CHANNELS, _CONVOLUTIONS_PER_STAGE[depth], strict=True
-        ):
+        for factor, count in zip(_STAGE_FACTORS, _CONVOLUTIONS_PER_STAGE[depth], strict=True):
+            out_channels = factor * width
             for _ in range(count):
                 stride = stem_stride if not layers else 1
                 layers += [
@@ -46,16 +47,21 @@ class VGG(nn.Module):
         return self.fc(self.features(x).mean(dim=(2, 3)))
 
 
-def vgg(*, num_classes: int, in_channels: int, depth: int = 16, stem_stride: int = 1) -> VGG:
+def vgg(
+    *, num_classes: int, in_channels: int, depth: int = 16, width: int = 64, stem_stride: int = 1
+) -> VGG:
     """Build VGG-11, -13, -16 or -19 with BatchNorm (14.7 M parameters at depth 16).
 
+    The stages have 1, 2, 4, 8 and 8 times ``width`` channels; 64 is the original's.
+
     Raises:
-        ValueError: ``depth`` is none of these, or ``stem_stride`` is below 1.
+        ValueError: ``depth`` is none of these, or ``width`` or ``stem_stride`` is below 1.
     """
     if depth not in _CONVOLUTIONS_PER_STAGE:
         raise ValueError(
             f"depth must be one of {', '.join(map(str, _CONVOLUTIONS_PER_STAGE))}, got {depth}"
         )
-    if stem_stride < 1:
-        raise ValueError(f"stem_stride must be at least 1, got {stem_stride}")
-    return VGG(depth, num_classes, in_channels, stem_stride)
+    for option, value in (("width", width), ("stem_stride", stem_stride)):
+        if value < 1:
+            raise ValueError(f"{option} must be at least 1, got {value}")
+    return VGG(depth, width, num_classes, in_channels, stem_stride)

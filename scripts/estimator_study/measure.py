@@ -46,7 +46,7 @@ def dataset(study: Study) -> Dataset:
 def data_of(study: Study) -> DataBundle:
     """Return the data, loaded once per process."""
     images: Any = dataset(study).load()
-    loaded: DataBundle = images
+    loaded: DataBundle = images.to(torch.device(study.device))
     return loaded
 
 
@@ -59,6 +59,7 @@ def network(study: Study, seed: int, warmup: str) -> nn.Module:
         model: nn.Module = load("model", study.model)(
             num_classes=data.num_classes, in_channels=channels
         )
+    model = model.to(study.device)
     options = {} if warmup == "none" else {"num_batches": study.warmup_batches}
     load("warmup", warmup, **options)(model, data.warmup_batches(WARMUP_BATCH, seed))
     return model.eval()
@@ -81,15 +82,21 @@ def other_samples(study: Study, seed: int) -> Batches:
     return rest.scoring_batches(study.reference_per_class, SCORING_BATCH, seed)
 
 
-def cpu_seconds(work: Callable[[], Named]) -> tuple[float, Named]:
-    """Return the CPU time of ``work`` and its result."""
-    started = time.process_time()
+def seconds(work: Callable[[], Named], device: str) -> tuple[float, Named]:
+    """Return the CPU time of ``work``, on a GPU its time by the clock, and its result."""
+    if torch.device(device).type != "cuda":
+        started = time.process_time()
+        result = work()
+        return time.process_time() - started, result
+    torch.cuda.synchronize(device)
+    started = time.perf_counter()
     result = work()
-    return time.process_time() - started, result
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - started, result
 
 
 def timed(study: Study, setting: Setting, method: Method) -> tuple[Named, float, float]:
-    """Return a diagonal, its CPU seconds, and those of one gradient pass around it."""
+    """Return a diagonal, its seconds, and those of one gradient pass around it."""
     model = network(study, setting.seed, setting.warmup)
     batches = samples(study, setting.seed, setting.per_class)
     parameters = pai.prunable_parameters(model)
@@ -103,14 +110,14 @@ def timed(study: Study, setting: Setting, method: Method) -> tuple[Named, float,
         options: dict[str, Any] = dict(method.options)
         return pai.curvature_diagonal(
             model, chosen, method.estimator, temperature=setting.temperature,
-            generator=generator(setting.seed, purpose), **options,
+            generator=generator(setting.seed, purpose, study.device), **options,
         )  # fmt: skip
 
     gradient_pass()
     diagonal([(x[:1], y[:1]) for x, y in batches[:1]])  # torch loads parts of itself at first use
-    units = [cpu_seconds(gradient_pass)[0] for _ in range(2)]
-    spent, found = cpu_seconds(lambda: diagonal(batches))
-    units += [cpu_seconds(gradient_pass)[0] for _ in range(2)]
+    units = [seconds(gradient_pass, study.device)[0] for _ in range(2)]
+    spent, found = seconds(lambda: diagonal(batches), study.device)
+    units += [seconds(gradient_pass, study.device)[0] for _ in range(2)]
     return found, spent, statistics.median(units)
 
 
@@ -142,7 +149,7 @@ def reference(study: Study, seed: int) -> Named:
 
 def flat(values: Named) -> Any:
     """Return all values in one NumPy array."""
-    return np.concatenate([value.detach().numpy().ravel() for value in values.values()])
+    return np.concatenate([value.detach().cpu().numpy().ravel() for value in values.values()])
 
 
 def kept(scores: Named) -> dict[str, Any]:
@@ -180,7 +187,7 @@ def measure(study: Study, part: str, setting: Setting, method: Method) -> Cell:
     true = truth(study, setting)
     cell: Cell = {
         "part": part, **asdict(setting), "estimator": method.estimator,
-        "options": dict(method.options), "cpu_s": spent, "gradient_pass_cpu_s": unit,
+        "options": dict(method.options), "seconds": spent, "gradient_pass_s": unit,
         "gradient_passes": spent / unit, "negative_share": float((flat(found) < 0).mean()),
         "samples": sum(len(y) for _, y in samples(study, setting.seed, setting.per_class)),
         "same_samples": agreement(weights, found, true),

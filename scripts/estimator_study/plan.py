@@ -22,6 +22,7 @@ class Study:
     temperatures: tuple[float, ...]
     draws: tuple[int, ...]
     probes: tuple[int, ...]
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)

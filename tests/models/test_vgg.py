@@ -79,6 +79,16 @@ def test_a_stem_stride_below_one_is_refused() -> None:
         vgg(num_classes=10, in_channels=3, stem_stride=0)
 
 
+def test_the_width_is_the_number_of_channels_of_the_first_stage() -> None:
+    with torch.device("meta"):
+        model = vgg(num_classes=10, in_channels=3, depth=11, width=16)
+    channels = [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert channels == [16, 32, 64, 64, 128, 128, 128, 128]
+    assert model(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 10)
+    with pytest.raises(ValueError, match=r"^width must .*0"):
+        vgg(num_classes=10, in_channels=3, width=0)
+
+
 @pytest.mark.parametrize("side", [1, 8, 31])
 def test_smaller_images_are_refused(side: int) -> None:
     model = vgg(num_classes=10, in_channels=1, depth=11).eval()

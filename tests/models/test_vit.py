@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 from tiny import LABELS, config
+from torch import nn
 
-from pai.models.vit import vit
+import pai
+from pai.models.vit import TokenBatchNorm, vit
 from pai.plan import prepare
 from pai.runner import run
 
@@ -80,3 +82,43 @@ def test_a_run_without_batchnorm_says_that_the_warmup_had_nothing_to_do(
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["status"] == "completed"
     assert record["warmup"] == {"batchnorm_layers": 0, "batches": 0, "statistics": None}
+
+
+def test_batchnorm_normalises_each_channel_over_images_and_tokens() -> None:
+    tokens = torch.randn(6, 5, 3) * torch.tensor([1.0, 4.0, 0.5]) + torch.tensor([0.0, 7.0, -2.0])
+    norm = TokenBatchNorm(3)
+    found = norm(tokens)
+    deviation, mean = torch.std_mean(tokens, dim=(0, 1), correction=0)
+    expected = (tokens - mean) / (deviation**2 + 1e-5).sqrt()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(norm.bn.running_mean, 0.1 * mean)
+
+
+def test_a_vit_with_batchnorm_has_no_layernorm_and_is_warmed_up() -> None:
+    model = small(norm="batch")
+    assert not any(isinstance(module, nn.LayerNorm) for module in model.modules())
+    images = torch.randn(8, 1, 16, 16)
+    report = pai.warm_up_batchnorm(model, [(images, torch.zeros(8))], statistics="population")
+    assert report.batchnorm_layers == 2 * 2 + 1
+    first = model.blocks[0].norm1.bn
+    with torch.no_grad():
+        tokens = model._pos_embed(model.patch_embed(images))
+    torch.testing.assert_close(first.running_mean, tokens.mean(dim=(0, 1)))
+    torch.testing.assert_close(first.running_var, tokens.var(dim=(0, 1)))
+
+
+def test_scores_of_a_vit_with_batchnorm_are_those_of_autograd() -> None:
+    model = small(norm="batch").eval().double()
+    batch = torch.randn(4, 1, 16, 16).double(), torch.tensor([0, 1, 2, 3])
+    found = pai.curvature_diagonal(model, [batch], estimator="empirical_fisher")
+    weight = model.blocks[1].mlp.fc1.weight
+    squares = torch.zeros_like(weight)
+    for image, target in zip(*batch, strict=True):
+        loss = nn.functional.cross_entropy(model(image[None]), target[None])
+        squares += torch.autograd.grad(loss, weight)[0] ** 2 / 4
+    torch.testing.assert_close(found["blocks.1.mlp.fc1.weight"], squares)
+
+
+def test_an_unknown_norm_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^norm must .*got 'group'"):
+        small(norm="group")

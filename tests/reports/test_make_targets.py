@@ -41,3 +41,16 @@ def test_every_table_is_listed_and_documented() -> None:
     assert sorted(explained) == sorted(listed())
     page = (CHECKOUT / "docs" / "tables.md").read_text()
     assert {name for name in listed() if f"`table-{name}`" not in page} == set()
+
+
+def test_every_study_has_a_page_a_target_and_experiments() -> None:
+    found = re.search(r"^STUDIES := (.*)$", MAKEFILE, re.M)
+    assert found is not None
+    pages = {path.stem: path.read_text() for path in (CHECKOUT / "docs" / "studies").glob("*.md")}
+    targets = set(re.findall(r"^study-(\w+): .*## ", MAKEFILE, re.M))
+    assert set(found[1].split()) == targets >= set(pages)
+    assert {name for name, text in pages.items() if f"make study-{name}" not in text} == set()
+    there = {path.stem for path in (CHECKOUT / "conf" / "experiment").glob("study_*.yaml")}
+    run = "".join(pages.values()) + MAKEFILE
+    inherited = {"study_tasks", "study_tasks_full"}
+    assert {name for name in there - inherited if not re.search(rf"{name}\b", run)} == set()

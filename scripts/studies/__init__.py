@@ -1,0 +1,1 @@
+"""What the studies make of their runs: masks from stored scores, numbers, tables."""

@@ -1,0 +1,230 @@
+"""Is the order of the scorers the same on different tasks? Metrics, paired differences, ranks."""
+
+import itertools
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pai.errors import ConfigError
+from pai.reports.collect import Run, collect
+from pai.reports.ties import lower_end
+
+DENSE = "none"
+_TAIL = 0.025
+Values = dict[str, dict[int, float]]
+"""The metric by scorer and seed."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How good a network is on a task: ``key`` of the record, and how it is shown.
+
+    Attributes:
+        key: of ``metrics`` in the record.
+        words: the head of the column.
+        factor: shown is the value times this.
+        good: 1 if high is good, -1 if low is.
+    """
+
+    key: str
+    words: str
+    factor: float
+    good: int
+
+
+ACCURACY = Metric("test_accuracy", "test accuracy, %", 100.0, 1)
+PERPLEXITY = Metric("test_perplexity", "test perplexity", 1.0, -1)
+
+
+@dataclass(frozen=True)
+class Task:
+    """The results on one data set at one sparsity; ``dense`` by seed."""
+
+    name: str
+    sparsity: float
+    metric: Metric
+    values: Values
+    dense: Mapping[int, float]
+
+    def goodness(self, seeds: Sequence[int] | None = None) -> list[float]:
+        """Return the mean over ``seeds`` (all) by scorer in alphabetical order, high is good."""
+        return [
+            self.metric.good
+            * statistics.fmean(own.values() if seeds is None else [own[seed] for seed in seeds])
+            for _, own in sorted(self.values.items())
+        ]
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds that all scorers have."""
+        return sorted(set.intersection(*(set(own) for own in self.values.values())))
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A rank correlation over scorers: of the means, and its 95 % bootstrap interval over seeds."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+def read(folder: Path) -> list[Task]:
+    """Return the tasks whose completed runs are below ``folder``, by data set and sparsity.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    found: dict[tuple[str, float], Values] = {}
+    dense: dict[str, dict[int, float]] = {}
+    metrics: dict[str, Metric] = {}
+    for run in collect(folder).runs:
+        if run.record["status"] != "completed":
+            continue
+        name = run.choice("dataset")
+        metric = metrics.setdefault(name, _metric(run))
+        value = run.metric(metric.key)
+        if value is None:
+            raise ConfigError(f"{run.folder}: no finite {metric.key}")
+        if run.choice("scorer") == DENSE:
+            dense.setdefault(name, {})[run.seed] = value
+        else:
+            values = found.setdefault((name, float(run.value("sparsity"))), {})
+            values.setdefault(run.choice("scorer"), {})[run.seed] = value
+    if not found:
+        raise ConfigError(f"{folder}: no completed run")
+    return [
+        Task(name, sparsity, metrics[name], values, dense.get(name, {}))
+        for (name, sparsity), values in sorted(found.items())
+    ]
+
+
+def _metric(run: Run) -> Metric:
+    return ACCURACY if run.metric(PERPLEXITY.key) is None else PERPLEXITY
+
+
+def difference(own: Mapping[int, float], other: Mapping[int, float]) -> tuple[float, float, float]:
+    """Return the mean of the differences by seed and its 95 % percentile bootstrap interval.
+
+    With three seeds the interval is from the smallest difference to the largest
+    (:func:`pai.reports.ties.lower_end`).
+
+    Raises:
+        ValueError: fewer than two seeds in common.
+    """
+    found = [own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())]
+    return statistics.fmean(found), lower_end(found), -lower_end([-value for value in found])
+
+
+def correlate(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    """Return Kendall's tau-b and Spearman's rho of two lists of numbers for the same scorers."""
+    from scipy.stats import kendalltau, spearmanr
+
+    return float(kendalltau(first, second).statistic), float(spearmanr(first, second).statistic)
+
+
+def between(first: Task, second: Task) -> tuple[Correlation, Correlation, int]:
+    """Return Kendall's tau-b and Spearman's rho of the order on two tasks, and over how many.
+
+    The interval resamples the seeds of each task on its own, all ``n^n`` times ``n^n`` ways.
+    """
+    common = first.values.keys() & second.values.keys()
+    one, two = (
+        Task(t.name, t.sparsity, t.metric, {s: t.values[s] for s in common}, t.dense)
+        for t in (first, second)
+    )
+    means = correlate(one.goodness(), two.goodness())
+    drawn = np.array([
+        correlate(a, b) for a, b in itertools.product(_resampled(one), _resampled(two))
+    ])  # fmt: skip
+    ends = np.nanquantile(drawn, [_TAIL, 1 - _TAIL], axis=0)
+    tau, rho = (
+        Correlation(mean, float(low), float(high))
+        for mean, low, high in zip(means, *ends, strict=True)
+    )
+    return tau, rho, len(common)
+
+
+def _resampled(task: Task) -> list[list[float]]:
+    seeds = task.seeds
+    return [task.goodness(drawn) for drawn in itertools.product(seeds, repeat=len(seeds))]
+
+
+def repeatability(task: Task) -> float:
+    """Return Kendall's tau-b of the order of the scorers at one seed and at another, mean of pairs.
+
+    What another task is to be compared with: an order that is not the same on the same task with
+    another seed cannot be the same elsewhere.
+
+    Raises:
+        ValueError: fewer than two seeds.
+    """
+    pairs = itertools.combinations(task.seeds, 2)
+    return statistics.fmean(correlate(task.goodness([a]), task.goodness([b]))[0] for a, b in pairs)
+
+
+def metric_table(tasks: Sequence[Task], reference: str) -> str:
+    """Return Markdown: a table per task, best first, with the differences to ``reference``.
+
+    Raises:
+        ConfigError: a task lacks the reference.
+    """
+    parts = []
+    for task in tasks:
+        if reference not in task.values:
+            raise ConfigError(f"{task.name} at {task.sparsity:g}: no runs of scorer={reference}")
+        parts.append(
+            f"### {task.name}, sparsity {task.sparsity:g}\n\n{_task_table(task, reference)}"
+        )
+    return "\n\n".join(parts)
+
+
+def _task_table(task: Task, reference: str) -> str:
+    factor = task.metric.factor
+    lines = [
+        f"| scorer | n | {task.metric.words} | standard deviation | difference to {reference} |",
+        "|---|---|---|---|---|",
+    ]
+    goodness = dict(zip(sorted(task.values), task.goodness(), strict=True))
+    for scorer in sorted(goodness, key=lambda name: -goodness[name]):
+        own = task.values[scorer]
+        told = ""
+        if scorer != reference:
+            found = difference(own, task.values[reference])
+            mean, low, high = (round(factor * value, 2) + 0.0 for value in found)
+            told = f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
+        lines.append(f"| {scorer} | {_row(own, factor)} | {told} |")
+    if task.dense:
+        lines.append(f"| dense | {_row(task.dense, factor)} |  |")
+    return "\n".join(lines)
+
+
+def _row(own: Mapping[int, float], factor: float) -> str:
+    values = [factor * value for value in own.values()]
+    deviation = f"{statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{len(values)} | {statistics.fmean(values):.2f} | {deviation}"
+
+
+def correlation_table(tasks: Sequence[Task]) -> str:
+    """Return Markdown: the rank correlations of all pairs of tasks at the same sparsity."""
+    lines = [
+        "| sparsity | tasks | scorers | Kendall's tau | Spearman's rho |",
+        "|---|---|---|---|---|",
+    ]
+    for first, second in itertools.combinations(tasks, 2):
+        if first.sparsity == second.sparsity:
+            tau, rho, count = between(first, second)
+            names = f"{first.name}, {second.name}"
+            lines.append(f"| {first.sparsity:g} | {names} | {count} | {tau} | {rho} |")
+    for task in tasks:
+        if len(task.seeds) > 1:
+            again = f"{repeatability(task):.2f}"
+            names = f"{task.name}, one seed and another"
+            lines.append(f"| {task.sparsity:g} | {names} | {len(task.values)} | {again} |  |")
+    return "\n".join(lines)
