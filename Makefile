@@ -4,16 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
-
 .DEFAULT_GOAL := help
 
-# $(call study,EXPERIMENT,FOLDER,JOBS): as scripts/sweeps.sh, without a report of the runs.
-define study
-	@for jobs in $(3); do \
-		$(BIN)/pai -m +experiment=$(1) hydra.sweep.dir=$(2) $(OPTIONS) $$jobs; code=$$?; \
-		test $$code -le 1 || exit $$code; \
-	done
-endef
+# What each study runs besides the grid of its YAML file.
 SMALL_VIT := model.embed_dim=96 model.depth=4 model.num_heads=6
 SYNFLOW := scorer=synflow warmup=none sparsity=0.9,0.98,0.99,0.995,0.999
 COLLAPSE := "model=vgg11 model.width=16" "model=resnet20" "model=vit_cifar_bn $(SMALL_VIT)" \
@@ -26,7 +19,7 @@ NUM_PROBES := "scorer.num_probes=1,2,4,8,16,32,64 scorer.batch_size=50" "scorer.
 TASKS := "" "scorer=none sparsity=0"
 TABLES := smoke cifar10-resnet18 cifar10-vgg19 cifar100-resnet18 cifar100-vgg19 \
           tinyimagenet-resnet18 imagenet-resnet50 cifar10-vit
-STUDIES := estimators warmup collapse seeds tasks
+STUDIES := estimators warmup collapse seeds diagonals tasks
 .PHONY: help setup run test test-fast faults lint format table-default evidence evidence-gpu lock clean \
         $(addprefix table-,$(TABLES)) $(addprefix study-,$(STUDIES))
 
@@ -108,19 +101,24 @@ study-estimators: $(STAMP)  ## Measure error and time of curvature estimators; O
 	$(BIN)/python scripts/study_estimators.py $(OPTIONS)
 
 study-collapse: $(STAMP)  ## Which layers die at which sparsity; OPTIONS="dataset.root=DIR", CIFAR-10 as images
-	$(call study,study_collapse,runs/study_collapse,$(COLLAPSE))
+	@$(SWEEPS) study_collapse runs/study_collapse $(COLLAPSE)
 	$(BIN)/python scripts/study_collapse.py runs/study_collapse
 
 study-seeds: $(STAMP)  ## How masks and accuracy vary over seeds and probes, on the digits
-	$(call study,study_seeds,runs/study_seeds,$(EACH_SEED))
-	$(call study,study_seeds_probes,runs/study_seeds,$(NUM_PROBES))
-	$(call study,study_seeds_accuracy,runs/study_seeds,$(EACH_SEED))
+	@$(SWEEPS) study_seeds runs/study_seeds $(EACH_SEED)
+	@$(SWEEPS) study_seeds_probes runs/study_seeds $(NUM_PROBES)
+	@$(SWEEPS) study_seeds_accuracy runs/study_seeds $(EACH_SEED)
 	$(BIN)/python scripts/study_seeds.py runs/study_seeds
 
+study-diagonals: evidence  ## Does a more exact diagonal prune better? From the runs of make evidence
+	$(BIN)/python scripts/gains.py runs/evidence/main --ignore warmup \
+		--gain scorer=gd scorer=hd --gain scorer=gp scorer=hp --gain scorer=gts scorer=hts \
+		--gain scorer=md scorer=hd --gain scorer=mp scorer=hp --gain scorer=mts scorer=hts
+
 study-tasks: $(STAMP)  ## Whether scorers rank alike on digits, Cora (PAI_DATA=DIR, or downloaded) and text
-	$(call study,study_tasks_images,runs/study_tasks/images,$(TASKS))
-	$(call study,study_tasks_graph,runs/study_tasks/graph,$(TASKS))
-	$(call study,study_tasks_language,runs/study_tasks/language,$(TASKS))
+	@$(SWEEPS) study_tasks_images runs/study_tasks/images $(TASKS)
+	@$(SWEEPS) study_tasks_graph runs/study_tasks/graph $(TASKS)
+	@$(SWEEPS) study_tasks_language runs/study_tasks/language $(TASKS)
 	$(BIN)/python scripts/study_tasks.py runs/study_tasks
 
 lock: $(STAMP)  ## Renew requirements.lock from pyproject.toml

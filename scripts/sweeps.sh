@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Several sweeps of one experiment into one folder, then their report.
+# Several sweeps of one experiment into one folder, then, after --, their report.
 #
-#   scripts/sweeps.sh EXPERIMENT FOLDER JOBS [JOBS ...] -- REPORT OPTIONS
+#   scripts/sweeps.sh EXPERIMENT FOLDER JOBS [JOBS ...] [-- REPORT OPTIONS]
 #
 # Each JOBS (quoted; "": the grid of conf/experiment/EXPERIMENT.yaml) is overrides of one sweep;
 # OPTIONS in the environment are overrides of all, PYTHON is the interpreter. Failed jobs (exit code
@@ -10,12 +10,14 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3} experiment=$1 folder=$2 code=0
 shift 2
-while [ "$1" != -- ]; do
+while [ $# -gt 0 ] && [ "$1" != -- ]; do
 	# shellcheck disable=SC2086  # several overrides in one argument are meant to be split
 	"$python" -m pai -m "+experiment=$experiment" "hydra.sweep.dir=$folder" ${OPTIONS:-} $1 || code=$?
 	if [ "$code" -gt 1 ]; then exit "$code"; fi
 	shift
 done
-shift
-"$python" scripts/report.py "$folder" "$@" || code=$?
+if [ $# -gt 0 ]; then
+	shift
+	"$python" scripts/report.py "$folder" "$@" || code=$?
+fi
 exit "$code"
