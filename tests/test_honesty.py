@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import pai.data.digits
 from pai.data.bundle import DataBundle
+from pai.data.cifar import Cifar
 from pai.data.digits import Digits
 from pai.data.graphs import Graph, NodeBundle
 from pai.data.karate import karate_club
@@ -70,6 +71,18 @@ def tinyimagenet(folder: Path, patch: pytest.MonkeyPatch, *, other: bool) -> lis
             "model.width=4", "training.batch_size=8"]  # fmt: skip
 
 
+def cifar(folder: Path, patch: pytest.MonkeyPatch, *, other: bool) -> list[str]:
+    """Put noise in place of the published images, for the test other noise."""
+
+    def read(options: Cifar, *, train: bool) -> Split:
+        stream = torch.Generator().manual_seed(2 * train + other * (not train))
+        pixels = torch.randint(256, (100, 3, 32, 32), generator=stream, dtype=torch.uint8)
+        return Split(pixels, torch.arange(100) % 10)
+
+    patch.setattr(Cifar, "_read", read)
+    return ["dataset=cifar10", "model.depth=8", "training.batch_size=50"]
+
+
 def text(name: str, folder: Path, patch: pytest.MonkeyPatch, *, other: bool) -> list[str]:
     """Reverse the last tenth of a text; its alphabet stays the same."""
     words = np.random.default_rng(0).choice(["so ", "it ", "goes\n", "on and "], 2000)
@@ -98,7 +111,7 @@ def karate(folder: Path, patch: pytest.MonkeyPatch, *, other: bool) -> list[str]
 
 
 KINDS: dict[str, Callable[..., list[str]]] = {
-    "digits": digits, "karate": karate, "streamed": streamed, "tinyimagenet": tinyimagenet,
+    "digits": digits, "cifar": cifar, "karate": karate, "streamed": streamed, "tinyimagenet": tinyimagenet,
     "imagefolder": functools.partial(images, "imagefolder"),
     "text": functools.partial(text, "text"),
     "text_bpe": functools.partial(text, "text_bpe"),
