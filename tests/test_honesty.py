@@ -111,7 +111,8 @@ def karate(folder: Path, patch: pytest.MonkeyPatch, *, other: bool) -> list[str]
 
 
 KINDS: dict[str, Callable[..., list[str]]] = {
-    "digits": digits, "cifar": cifar, "karate": karate, "streamed": streamed, "tinyimagenet": tinyimagenet,
+    "digits": digits, "cifar": cifar, "karate": karate, "tinyimagenet": tinyimagenet,
+    "streamed": streamed,
     "imagefolder": functools.partial(images, "imagefolder"),
     "text": functools.partial(text, "text"),
     "text_bpe": functools.partial(text, "text_bpe"),
