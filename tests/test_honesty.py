@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import image_folder, plan, tiny_run, untimed
+from tiny import LABELS, TINY, config, image_folder, plan, tiny_run, untimed
 from torch import Tensor, nn
 
 import pai.data.digits
@@ -24,8 +24,12 @@ from pai.data.digits import Digits
 from pai.data.graphs import Graph, NodeBundle
 from pai.data.karate import karate_club
 from pai.data.split import Split, stratified_split
+from pai.plan import prepare
+from pai.runner import run
 
 RUN = ("scorer=fts", "training.epochs=2", "scoring.cache_dir=null", "scoring.samples_per_class=4")
+ANY_MODEL = [override for override in TINY if not override.startswith("model.")]
+RESNET = [override for override in TINY if override.startswith("model.")]
 ANOTHER = np.random.default_rng(1)
 
 
@@ -36,7 +40,7 @@ def digits(folder: Path, patch: pytest.MonkeyPatch, *, other: bool) -> list[str]
     if other:
         everything.images[test] = 255 - everything.images[test]
     patch.setattr(pai.data.digits, "_read", lambda repeat: everything)
-    return []
+    return [*RESNET]
 
 
 def repaint(folder: Path) -> None:
@@ -53,7 +57,7 @@ def images(name: str, folder: Path, patch: pytest.MonkeyPatch, *, other: bool) -
     root = image_folder(folder / "images", side=8)
     if other:
         repaint(root / "test")
-    return [f"dataset={name}", f"dataset.root={root}", "dataset.image_size=8"]
+    return [f"dataset={name}", f"dataset.root={root}", "dataset.image_size=8", *RESNET]
 
 
 def streamed(folder: Path, patch: pytest.MonkeyPatch, *, other: bool) -> list[str]:
@@ -67,8 +71,7 @@ def tinyimagenet(folder: Path, patch: pytest.MonkeyPatch, *, other: bool) -> lis
     root = make_layout(folder, per_class=8)
     if other:
         repaint(root / "val")
-    return ["dataset=tinyimagenet", f"dataset.root={root}", "model=resnet20", "model.depth=8",
-            "model.width=4", "training.batch_size=8"]  # fmt: skip
+    return ["dataset=tinyimagenet", f"dataset.root={root}", "training.batch_size=8", *RESNET]
 
 
 def cifar(folder: Path, patch: pytest.MonkeyPatch, *, other: bool) -> list[str]:
@@ -80,7 +83,7 @@ def cifar(folder: Path, patch: pytest.MonkeyPatch, *, other: bool) -> list[str]:
         return Split(pixels, torch.arange(100) % 10)
 
     patch.setattr(Cifar, "_read", read)
-    return ["dataset=cifar10", "model.depth=8", "training.batch_size=50"]
+    return ["dataset=cifar10", "training.batch_size=50", *RESNET]
 
 
 def text(name: str, folder: Path, patch: pytest.MonkeyPatch, *, other: bool) -> list[str]:
@@ -129,7 +132,8 @@ def test_other_test_samples_change_nothing_but_the_result_on_them(
         with monkeypatch.context() as patch:
             folder = tmp_path / ("other" if other else "one")
             overrides = KINDS[kind](folder, patch, other=other)
-            records.append(tiny_run(tmp_path / f"run-{other}", *RUN, *overrides))
+            chosen = config(*ANY_MODEL, *RUN, *overrides)
+            records.append(run(prepare(chosen), tmp_path / f"run-{other}", LABELS))
     one, another = records
     assert one["metrics"]["test_loss"] != another["metrics"]["test_loss"]
     for key in ("warmup", "scoring", "mask", "cost", "baseline"):
