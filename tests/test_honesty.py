@@ -110,7 +110,7 @@ def karate(folder: Path, patch: pytest.MonkeyPatch, *, other: bool) -> list[str]
     if other:
         patch.setattr(NodeBundle, "from_positions", staticmethod(changed))
     assert graph.num_classes == 2
-    return ["dataset=karate"]
+    return ["dataset=karate", "scorer=snip"]
 
 
 KINDS: dict[str, Callable[..., list[str]]] = {
