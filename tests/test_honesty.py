@@ -231,8 +231,8 @@ def test_the_network_never_sees_a_test_image_before_the_end(tmp_path: Path) -> N
         return model
 
     tiny_run(tmp_path, *RUN, build_model=build)
-    test = set().union(*(hashes(inputs) for inputs, _ in data.batches(data.test, 512)))  # type: ignore[attr-defined]
-    train = set().union(*(hashes(x) for x, _ in data.batches(data.train, 512)))  # type: ignore[attr-defined]
+    test = set().union(*(hashes(inputs) for inputs, _ in data.batches(data.test, 512)))
+    train = set().union(*(hashes(x) for x, _ in data.batches(data.train, 512)))
     assert len(test) == 359 and not test & train
     when = [at for at, (_, inputs) in enumerate(seen) if inputs & test]
     assert len(when) == 2 == len(seen) - when[0]

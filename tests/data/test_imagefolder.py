@@ -1,4 +1,5 @@
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -280,12 +281,16 @@ def test_only_files_that_may_be_equal_are_read(
     for path, content in zip(paths, (b"1234", b"one", b"two", b"one"), strict=True):
         Path(path).write_bytes(content)
     read: list[tuple[str, str]] = []
+
+    def watched(step: str, real: Callable[[str], bytes]) -> Callable[[str], bytes]:
+        def look(path: str) -> bytes:
+            read.append((step, Path(path).name))
+            return real(path)
+
+        return look
+
     for step in ("_tail", "_whole"):
-        real = getattr(same_files, step)
-        monkeypatch.setattr(
-            same_files, step,
-            lambda path, step=step, real=real: read.append((step, Path(path).name)) or real(path),
-        )  # fmt: skip
+        monkeypatch.setattr(same_files, step, watched(step, getattr(same_files, step)))
     file_fingerprints(paths)
     assert read == [
         *(("_tail", name) for name in ("one", "two", "again")),
