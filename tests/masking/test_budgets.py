@@ -311,3 +311,10 @@ def test_the_way_to_a_copied_budget_ends_at_its_counts() -> None:
 def test_a_budget_that_was_read_is_named_by_its_file(stored: Path) -> None:
     budget = read_budget(stored)
     assert budget.source == str(stored / "mask.safetensors")
+
+
+def test_uniform_plus_takes_just_what_its_first_and_last_layer_keep_in_any_case() -> None:
+    shapes = {"conv": (4, 2, 3, 3), "middle": (5, 5), "head": (10, 10)}
+    assert uniform_plus(shapes, 92) == {"conv": 72, "middle": 0, "head": 20}
+    with pytest.raises(ValueError, match="92"):
+        uniform_plus(shapes, 91)
