@@ -20,7 +20,8 @@ TASKS := "" "scorer=none sparsity=0"
 TABLES := smoke cifar10-resnet18 cifar10-vgg19 cifar100-resnet18 cifar100-vgg19 \
           tinyimagenet-resnet18 imagenet-resnet50 cifar10-vit
 STUDIES := estimators warmup collapse seeds diagonals tasks
-.PHONY: help setup run test test-fast faults lint format table-default evidence evidence-gpu lock clean \
+.PHONY: help setup run test test-fast faults coverage mutation lint format table-default evidence \
+        evidence-gpu lock clean \
         $(addprefix table-,$(TABLES)) $(addprefix study-,$(STUDIES))
 
 help:  ## Show this help
@@ -48,6 +49,13 @@ test-fast: $(STAMP)  ## Run the tests that take less than about ten seconds each
 
 faults: $(STAMP)  ## Disturb whole runs: kills, full disks, dead servers, hostile configurations (half an hour)
 	$(BIN)/python -m pytest -m faults -s tests $(OPTIONS)
+
+coverage: $(STAMP)  ## Measure which lines of pai/ the fast tests run; fails below 90 %
+	$(BIN)/python -m pytest -m "not slow and not faults" --cov --cov-report=term-missing:skip-covered $(OPTIONS)
+
+mutation: $(STAMP)  ## Change the code of scores and masks and see which changes no test notices (hours; OPTIONS="pai.saliency*")
+	$(BIN)/mutmut run $(OPTIONS)
+	$(BIN)/mutmut results
 
 lint: $(STAMP)  ## Check style, docstrings and types
 	$(BIN)/ruff check .
@@ -125,4 +133,4 @@ lock: $(STAMP)  ## Renew requirements.lock from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --generate-hashes --no-header --upgrade --quiet --output-file requirements.lock
 
 clean:  ## Remove the environment and all caches (not runs/)
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage mutants build dist *.egg-info

@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pai.finite import is_finite
+
 _PATIENCE_S = 1800.0
 _log = logging.getLogger("pai")
 
@@ -35,7 +37,7 @@ def cached(
     """Return the tensors of ``key``, and whether they came from ``folder``; if not, store them.
 
     A damaged entry is computed anew, and a folder that cannot be written only costs time: each is
-    a warning. Tensors from the folder are on the CPU.
+    a warning. Tensors from the folder are on the CPU. What holds NaN or infinity is not stored.
 
     Args:
         folder: where entries are; ``None`` computes without storing.
@@ -56,7 +58,8 @@ def cached(
         if found is not None:
             return found, True
         computed = compute()
-        _store(entry, computed)
+        if all(is_finite(value) for value in computed.values()):
+            _store(entry, computed)
         return computed, False
 
 

@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from pai.distributed import broadcast_object, is_main, launched, process_group, rank
-from pai.errors import ConfigError, RunError
+from pai.errors import ConfigError, RunError, Stopped
 from pai.paths import config_folder
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _command(argv: list[str]) -> int:
     if launched() > 1:  # torchrun would end this process before it can say how the run failed
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:
-        _stop_on(signal.SIGTERM, signal.SIGUSR2)
+        _stop_on(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
     code = _sweep(arguments, jobs) if arguments.multirun else _single(arguments, jobs[0])
     if code == 0:
         broadcast_object(None)
@@ -73,12 +73,13 @@ def _command(argv: list[str]) -> int:
 
 
 def _stop_on(*signals: signal.Signals) -> None:
-    """Let these signals (the end of a job's time, preemption) end the run like Ctrl-C, once."""
+    """Let these signals (Ctrl-C, the end of a job's time, preemption) end the run, once."""
 
     def stop(number: int, frame: object) -> None:
         for each in signals:
             signal.signal(each, signal.SIG_IGN)  # what is left is writing the record
-        raise KeyboardInterrupt(signal.Signals(number).name)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # unless somebody insists
+        raise Stopped(signal.Signals(number).name)
 
     for each in signals:
         signal.signal(each, stop)

@@ -2,8 +2,8 @@
 
 The class or function a node names is its schema: option names, types and defaults come from the
 signature, so that a new component needs no schema of its own. The format is Hydra's (``_target_``,
-``_partial_``, nested nodes), but only trusted packages can be named, which Hydra's own
-``instantiate`` cannot restrict, and every error carries the key it belongs to.
+``_partial_``, nested nodes), but only components of ``pai`` and trusted packages can be named,
+which Hydra's own ``instantiate`` cannot restrict, and every error carries the key it belongs to.
 """
 
 import functools
@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from pai.errors import ConfigError, nearest
-from pai.trust import TRUST_VARIABLE, is_trusted, trusted_packages
+from pai.trust import distrust, trusted_packages
 
 STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 _MARKERS = ("_target_", "_partial_")
@@ -103,27 +103,26 @@ def component_faults(
 
 
 def locate(key: str, path: Any) -> Callable[..., Any]:
-    """Return the object at a dotted path, if it lives in a trusted package.
+    """Return the object at a dotted path, if it is a component of ``pai`` or in a trusted package.
 
-    Both the path and the module that defines the object must belong to ``pai`` or a package listed
-    in the environment variable ``PAI_TRUSTED_PACKAGES``: a configuration from a stranger cannot
-    name ``os.system``, nor reach it through a module that imports it.
+    Components of ``pai`` are those that its own ``conf/`` names; other packages are trusted if the
+    environment variable ``PAI_TRUSTED_PACKAGES`` lists them. The module that defines the object
+    must belong to one of them too: a configuration from a stranger cannot name ``os.system``, nor
+    reach it through a module that imports it.
 
     Raises:
         ConfigError: not trusted, or not there.
     """
-    trusted = trusted_packages()
-    if not isinstance(path, str) or not is_trusted(path):
-        raise ConfigError(
-            f"{key}: {path!r} is not in a trusted package ({', '.join(sorted(trusted))}); "
-            f"to trust another, name it in the environment variable {TRUST_VARIABLE}"
-        )
+    reason = distrust(path)
+    if reason:
+        raise ConfigError(f"{key}: {path!r} {reason}")
     module_name, _, attribute = path.rpartition(".")
     try:
         target = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError):
         raise ConfigError(f"{key}: {path!r} cannot be found") from None
     home = getattr(target, "__module__", None)
+    trusted = trusted_packages()
     if not callable(target) or not isinstance(home, str) or home.split(".")[0] not in trusted:
         raise ConfigError(f"{key}: {path!r} is not a class or function of a trusted package")
     return typing.cast(Callable[..., Any], target)

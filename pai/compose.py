@@ -185,6 +185,13 @@ def _check_choices(overrides: list[Override]) -> None:
         chosen = override.key_or_group in GROUPS and not override.is_delete()
         if chosen and override.value() is None:
             raise ConfigError(f"{override.key_or_group}: null is not a choice; a run needs one")
+        named = chosen or override.key_or_group.startswith(("experiment", "hydra/"))
+        value = override.value() if named and not override.is_sweep_override() else None
+        if isinstance(value, list) and not all(isinstance(item, str) for item in value):
+            raise ConfigError(
+                f"{override.key_or_group}: {override.get_value_string()} is not a choice; choices "
+                f"are names"
+            )
 
 
 def _check_discrete(overrides: list[Override]) -> None:
@@ -226,7 +233,7 @@ def _job(composed: DictConfig, name: str, overrides: list[str], *, multirun: boo
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(_explain(error, name, overrides)) from error
     key = os.environ.get("WANDB_API_KEY")
-    if key and key in json.dumps(resolved, default=str):
+    if key and key in json.dumps([resolved, run_dir, sweep_dir, overrides], default=str):
         raise ConfigError(
             "the configuration contains the value of WANDB_API_KEY, which would stand in records "
             "and logs; leave it in the environment, W&B finds it there"

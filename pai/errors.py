@@ -12,6 +12,14 @@ class RunError(RuntimeError):
     """The work itself failed: what was computed so far stays, and the run can be resumed."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal, which is named, asked the run to end.
+
+    A class of its own, because Python (3.11 at least, ``python -m``) exits as killed by SIGINT once
+    a plain ``KeyboardInterrupt`` has passed an ``exec``, however it was handled later.
+    """
+
+
 def nearest(word: str, choices: Iterable[object]) -> str:
     """Return ``"; did you mean 'x'?"`` for the choice most like ``word``, or an empty string."""
     found = difflib.get_close_matches(str(word), [str(choice) for choice in choices], n=1)

@@ -1,14 +1,19 @@
 """What a configuration may make Hydra do: settings of ``hydra`` that run code are refused.
 
-Components of a run are restricted in :mod:`pai.components`. Hydra itself builds callbacks, logging
-handlers and what is nested in launchers and sweepers from the configuration as well, sets
-environment variables and hands shell commands to a cluster: a YAML file from a stranger could use
-each of them to run a program.
+Components of a run are built by :mod:`pai.components`, if :func:`distrust` has nothing against it.
+Hydra itself builds callbacks, logging handlers and what is nested in launchers and sweepers from
+the configuration as well, sets environment variables and hands shell commands to a cluster: a YAML
+file from a stranger could use each of them to run a program.
 """
 
+import functools
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from pai.errors import nearest
+from pai.paths import config_folder
 
 TRUST_VARIABLE = "PAI_TRUSTED_PACKAGES"
 _BUILT_BY_HYDRA = ("callbacks", "launcher", "sweeper", "job_logging", "hydra_logging")
@@ -39,9 +44,29 @@ def trusted_packages() -> set[str]:
     return {"pai", *filter(None, named)}
 
 
-def is_trusted(path: Any, also: tuple[str, ...] = ()) -> bool:
-    """Return whether a dotted path lies in a trusted package, or one of ``also``."""
-    return isinstance(path, str) and path.split(".")[0] in {*trusted_packages(), *also}
+@functools.cache
+def own_components() -> frozenset[str]:
+    """Return the dotted paths of ``pai`` that may be named: those that its own ``conf/`` names."""
+    texts = [path.read_text() for path in config_folder().rglob("*.yaml")]
+    return frozenset(re.findall(r"\b_target_: *(pai\.[\w.]+)", "\n".join(texts)))
+
+
+def distrust(path: Any, also: tuple[str, ...] = ()) -> str:
+    """Return why a configuration may not name the dotted ``path``, or an empty string.
+
+    Of ``pai`` it may name components, not other functions, which could write files. Packages that
+    the user trusts, and ``also``, are trusted as a whole.
+    """
+    package = path.split(".")[0] if isinstance(path, str) else None
+    if package not in {*trusted_packages(), *also}:
+        return (
+            f"is not in a trusted package ({', '.join(sorted(trusted_packages()))}); to trust "
+            f"another, name it in the environment variable {TRUST_VARIABLE}"
+        )
+    if package == "pai" and path not in own_components():
+        known = own_components()
+        return f"is no component of pai, which are those that its conf/ names{nearest(path, known)}"
+    return ""
 
 
 def hydra_faults(node: Mapping[str, Any]) -> list[str]:
@@ -64,12 +89,12 @@ def hydra_faults(node: Mapping[str, Any]) -> list[str]:
 def _reason(part: str, path: str, key: str, value: Any) -> str:
     """Return why a setting is refused, or an empty string."""
     in_logging = part.endswith("logging")
-    if key == "_target_" and path not in _PLUGINS and not is_trusted(value):
-        return _advice()
+    if key == "_target_" and path not in _PLUGINS:
+        return distrust(value)
     if in_logging and key == "()":
         return "would be called; use class with a handler of Python's logging"
-    if in_logging and key == "class" and not is_trusted(value, also=("logging", "colorlog")):
-        return _advice()
+    if in_logging and key == "class":
+        return distrust(value, also=("logging", "colorlog"))
     if in_logging and str(value).startswith("ext://") and value not in _STREAMS:
         return f"is not one of {', '.join(_STREAMS)}"
     named = path.split(".")
@@ -78,13 +103,6 @@ def _reason(part: str, path: str, key: str, value: Any) -> str:
         if launcher not in trusted_packages():
             return f"runs a command; to allow it, name {launcher} in {TRUST_VARIABLE}"
     return ""
-
-
-def _advice() -> str:
-    return (
-        f"is not in a trusted package ({', '.join(sorted(trusted_packages()))}); to trust another, "
-        f"name it in the environment variable {TRUST_VARIABLE}"
-    )
 
 
 def _leaves(node: Any, path: str) -> Iterator[tuple[str, str, Any]]:

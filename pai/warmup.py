@@ -15,6 +15,8 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from pai.finite import check_finite, source_of
+
 Batches = Iterable[tuple[Tensor, Tensor]]
 Statistics = Literal["running", "population"]
 
@@ -71,7 +73,7 @@ class BatchNormWarmup:
             )
 
     def __call__(self, model: nn.Module, batches: Batches) -> WarmupReport:
-        """Warm up ``model`` in place; see :func:`warm_up_batchnorm`."""
+        """Warm up ``model`` in place; see :func:`warm_up_batchnorm` for errors too."""
         layers = _batchnorms(model)
         if not layers:
             return WarmupReport(0, batches=0, statistics=None)
@@ -84,6 +86,7 @@ class BatchNormWarmup:
             commit()
         if seen == 0:
             raise ValueError("batches is empty: BatchNorm warmup needs at least one batch")
+        _check(model, layers, batches)
         return WarmupReport(len(layers), seen, self.statistics)
 
 
@@ -117,6 +120,7 @@ def warm_up_batchnorm(
 
     Raises:
         ValueError: ``num_batches`` is below 1, ``statistics`` unknown, or there is no batch.
+        RunError: a statistic is NaN or infinite; the layer is named.
     """
     return BatchNormWarmup(statistics, num_batches)(model, batches)
 
@@ -127,6 +131,18 @@ def _batchnorms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
         for module in model.modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
     ]
+
+
+def _check(model: nn.Module, layers: Iterable[nn.Module], batches: Batches) -> None:
+    """Raise :class:`RunError` if a running statistic is NaN or infinite."""
+    names = {module: name for name, module in model.named_modules()}
+    for layer in layers:
+        statistics = {f"{names[layer]}.{name}": buffer for name, buffer in layer.named_buffers()}
+        check_finite("statistics", statistics, lambda: _source(model, batches))
+
+
+def _source(model: nn.Module, batches: Batches) -> str:
+    return source_of(model, next(iter(batches))[0])
 
 
 @contextmanager

@@ -23,10 +23,15 @@ def _fail() -> None:
     raise RuntimeError("deliberate")
 
 
+def _stop_in_exec() -> None:
+    exec("os.kill(os.getpid(), signal.SIGUSR2)\nfor _ in range(1000): pass")
+
+
 _WAYS: dict[str, Callable[[], None]] = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "preempt_once": lambda: _once(lambda: os.kill(os.getpid(), signal.SIGUSR2)),
     "interrupt": lambda: os.killpg(os.getpgid(0), signal.SIGINT),
+    "stop_in_exec": _stop_in_exec,
     "raise": _fail,
 }
 

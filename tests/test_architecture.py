@@ -16,10 +16,10 @@ NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 TREES = {name: ast.parse(path.read_text()) for name, path in zip(NAMES, FILES, strict=True)}
 # A module or package of pai imports only from lower layers: never upward, never sideways.
 LAYERS = (
-    {"errors"},
+    {"errors", "paths"},
     {"parallel", "distributed"},
-    {"memory", "state"},
-    {"cache", "trust", "naming", "paths", "records", "seeding", "environment", "models",
+    {"memory", "state", "finite"},
+    {"cache", "trust", "naming", "records", "seeding", "environment", "models",
      "saliency", "prunable", "objective", "warmup", "tracking", "clock", "histogram"},
     {"components", "data", "curvature", "reports", "flops", "gpus"},
     {"schema", "library", "scorers", "masking", "training", "export", "launchers"},

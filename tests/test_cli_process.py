@@ -1,11 +1,12 @@
 """The command as a user meets it: exit codes, both output streams, files. Few, as each is slow."""
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tiny import TINY, command, image_folder, python, record_in
+from tiny import CHECKOUT, TINY, command, image_folder, python, record_in
 
 TABLE_LINE = re.compile(r"^(completed|failed|not started) +(\S+)", re.MULTILINE)
 
@@ -93,6 +94,19 @@ def test_a_sweep_goes_on_after_a_failed_job_and_repeats_only_that(tmp_path: Path
     assert after[0] > before[0]
     assert after[1:] == before[1:]
     assert TABLE_LINE.findall(again.stdout) == table
+
+
+def test_a_signal_that_comes_while_text_is_executed_ends_the_run_like_any_other(
+    tmp_path: Path,
+) -> None:
+    done = python(
+        "-m", "pai", *TINY, "scorer._target_=failing_scorers.Ending", "+scorer.how=stop_in_exec",
+        "hydra.run.dir=run", cwd=tmp_path, PAI_TRUSTED_PACKAGES="failing_scorers",
+        PYTHONPATH=f"{CHECKOUT}{os.pathsep}{CHECKOUT / 'tests'}",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("run error: Stopped: SIGUSR2; see run/record.json")
+    assert record_in(tmp_path / "run")["error"] == "Stopped: SIGUSR2"
 
 
 INTERRUPTED_SWEEP = """

@@ -22,6 +22,9 @@ UNKNOWN_CHOICES = [
 ]
 NO_CHOICE = [
     ([f"{group}=null", "seed=3"], [group, "null"]) for group in ("dataset", "scorer", "logger")
+] + [
+    ([f"{group}=[[1],[2]]"], [group.strip("+"), "[[1],[2]] is not a choice"])
+    for group in ("logger", "hydra/launcher", "+experiment")
 ]
 TYPOS = [
     (["sparsty=0.5"], ["sparsty: unknown key", "did you mean 'sparsity'?"]),

@@ -37,7 +37,7 @@ class Part(Protocol):
         """Return the part with its batches on ``device``."""
 
     def fingerprints(self) -> list[bytes] | None:
-        """Return a hash of the pixels of each image, or ``None`` if that is too much to read."""
+        """Return a hash of the pixels or of the file of each image; ``None``: not wanted."""
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation ``[C]`` to normalise with, pixels in 0..1."""

@@ -123,10 +123,11 @@ class DataBundle(Generic[P]):
         return replace(self, train=train, val=val, test=test)
 
     def describe(self) -> dict[str, Any]:
-        """Return how many images of a later part are in an earlier one too, pixel by pixel.
+        """Return how many images of a later part are in an earlier one too.
 
-        ``duplicates.train_test`` counts the test images that are also training images. There is no
-        ``duplicates`` where images are not in memory.
+        ``duplicates.train_test`` counts the test images that are also training images. Images in
+        memory are compared pixel by pixel, streamed ones by their files; there is no
+        ``duplicates`` if that is not wanted (:class:`pai.data.streamedfolder.StreamedImageFolder`).
         """
         prints = {n: getattr(self, n).fingerprints() for n in ("train", "val", "test")}
         if any(found is None for found in prints.values()):

@@ -25,6 +25,8 @@ class StreamedImageFolder:
 
     ``num_workers`` counts the processes that decode for one training process (0: it decodes
     itself; ``None``: one for each CPU core, divided by the training processes of this machine).
+    With ``find_duplicates`` files of equal size are compared when a run starts, and the record says
+    how many are in several parts; otherwise it says nothing about that.
     """
 
     root: str
@@ -37,6 +39,7 @@ class StreamedImageFolder:
     mean: Sequence[float] = (0.485, 0.456, 0.406)
     std: Sequence[float] = (0.229, 0.224, 0.225)
     num_workers: int | None = None
+    find_duplicates: bool = True
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
@@ -100,7 +103,9 @@ class StreamedImageFolder:
         labels = [part.labels() for part in listings]
         files = torch.arange(sum(map(len, labels))).split([len(part) for part in labels])
         return [
-            StreamedSplit(workers, own_files, own_labels, mean, std, torch.device("cpu"))
+            StreamedSplit(
+                workers, own_files, own_labels, mean, std, torch.device("cpu"), self.find_duplicates
+            )
             for own_files, own_labels in zip(files, labels, strict=True)
         ]
 

@@ -6,6 +6,7 @@ number of workers nor on which of them does it.
 Legend: N images, B of a batch, H x W pixels of a file, S the side of what comes out.
 """
 
+import functools
 import os
 import weakref
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pai.data.augment import Augment
 from pai.data.decode import decode
+from pai.data.same_files import file_fingerprints
 from pai.data.shares import Batch
 from pai.errors import RunError
 
@@ -42,6 +44,11 @@ class Decoder(Dataset[Tensor | str]):
         # One array, because workers would come to own a copy of every str they touch.
         self._paths = np.array([os.fsencode(path) for path in paths])
         self._resize_size, self._image_size = resize_size, image_size
+
+    @functools.cached_property
+    def fingerprints(self) -> list[bytes]:
+        """One for each file (:func:`pai.data.same_files.file_fingerprints`)."""
+        return file_fingerprints([os.fsdecode(path) for path in self._paths])
 
     def __getitem__(self, task: Task) -> Tensor | str:
         """Return the images of ``task``."""
@@ -123,6 +130,7 @@ class StreamedSplit:
     mean: Tensor  # [3], pixels in 0..1
     std: Tensor
     device: torch.device
+    find_duplicates: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -139,8 +147,12 @@ class StreamedSplit:
         """Return the given mean and standard deviation: nothing is measured."""
         return self.mean, self.std
 
-    def fingerprints(self) -> None:
-        """Return nothing: every file would have to be read."""
+    def fingerprints(self) -> list[bytes] | None:
+        """Return a fingerprint of each file, or ``None`` if files are not compared."""
+        if not self.find_duplicates:
+            return None
+        prints = self.workers.decoder.fingerprints
+        return [prints[file] for file in self.files.tolist()]
 
     def read(
         self, positions: Tensor, sizes: Sequence[int], augment: Augment | None = None,

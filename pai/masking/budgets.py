@@ -254,4 +254,7 @@ def _shortest(total: int, kept: int) -> str:
     """Return the sparsity with the fewest digits that keeps ``kept`` of ``total`` weights."""
     exact = 1 - kept / total
     texts = (f"{exact:.{digits}f}" for digits in range(1, 17))
-    return next((t for t in texts if max(1, round((1 - float(t)) * total)) == kept), repr(exact))
+    return next(
+        text for text in texts
+        if float(text) < 1 and max(1, round((1 - float(text)) * total)) == kept
+    )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 # What changes where or how fast a run computes, not what.
 IGNORED = (
     "logger", "device", "scoring.memory_gib", "scoring.cache_dir", "dataset.cache_dir",
-    "dataset.num_workers", "dataset.download",
+    "dataset.num_workers", "dataset.download", "dataset.find_duplicates",
 )  # fmt: skip
 
 

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pai.errors import ConfigError, RunError
+from pai.errors import ConfigError
+from pai.finite import check_finite, source_of
 from pai.memory import within_memory
 from pai.objective import Batches, LossFn, Named
 from pai.prunable import prunable_parameters
@@ -73,14 +74,14 @@ class Scorer(ABC):
                 scores = remembered(self, parameters, ("scores",), compute)["scores"]
             else:
                 scores = compute()["scores"]
-        for name, value in scores.items():
-            if not bool(torch.isfinite(value).all()):
-                bad = int((~torch.isfinite(value)).sum())
-                raise RunError(
-                    f"{bad} of {value.numel()} scores of {name!r} are NaN or infinite "
-                    f"({type(self).__name__})"
-                )
+        check_finite("scores", scores, lambda: self._source(model, batches))
         return scores
+
+    def _source(self, model: nn.Module, batches: Batches) -> str:
+        """Say where scores that are no numbers come from."""
+        with scoring_mode(model):
+            found = (source_of(model, inputs) for inputs, _ in batches)
+            return f" ({type(self).__name__})" + next(filter(None, found), "")
 
     def check_outputs(self, shape: tuple[int, ...]) -> None:  # noqa: B027  (most have no limit)
         """Raise ``ValueError`` if logits of ``shape`` are too many for this method; cheap."""

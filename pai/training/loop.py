@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,10 +15,11 @@ from tqdm import tqdm
 
 from pai.data.task import Bundle, SampleBatches, Sized, Task
 from pai.distributed import broadcast_object, broadcast_tensors, is_main, rank, world_size
+from pai.finite import source_of
 from pai.seeding import global_seed
 from pai.training.checkpoint import load_checkpoint, save_checkpoint
 from pai.training.evaluate import Evaluation, evaluate
-from pai.training.meter import Meter, check_finite
+from pai.training.meter import CHECK_EVERY, Meter, check_loss
 from pai.training.mixup import draw_mixture
 from pai.training.options import Training
 from pai.training.step import MaskedStep
@@ -66,7 +68,7 @@ def train(
         ``{"history": [one dict per epoch], "metrics": {...}}`` as in the record.
 
     Raises:
-        RunError: the training or validation loss is NaN or infinite.
+        RunError: the loss of training, validation or test is NaN or infinite; where it is from.
     """
     step = MaskedStep(model, mask, options)
     stored = broadcast_object(load_checkpoint(checkpoint) if checkpoint is not None else None)
@@ -141,7 +143,14 @@ def _train_epoch(
 ) -> dict[str, float]:  # fmt: skip
     """Take the ``steps`` of one epoch; return the training's part of its row in the history."""
     model.train()
-    meter, started = Meter(epoch, steps.start), time.perf_counter()
+    inputs = torch.empty(0)
+
+    def source() -> str:
+        return source_of(model, inputs, partial(options.run, model))
+
+    every = 1 if step.looks_at_once else CHECK_EVERY
+    meter = Meter(epoch, steps.start, every=every, source=source)
+    started = time.perf_counter()
     for number, (inputs, targets) in zip(
         steps, islice(batches, steps.start, steps.stop), strict=True
     ):
@@ -168,7 +177,7 @@ def _validated(
 ) -> dict[str, float]:
     """Return the row of an epoch with what its validation says."""
     val = _evaluate(model, data, data.val, options)
-    check_finite("validation", val.loss, f"epoch {row['epoch']}")
+    _check(model, data, data.val, options, val, f"epoch {row['epoch']}")
     return row | data.task.measures("val", val.loss, val.accuracy)
 
 
@@ -178,12 +187,27 @@ def _evaluate(model: nn.Module, data: Bundle, part: Sized, options: Training) ->
     return evaluate(model, batches, options.run)
 
 
+def _check(
+    model: nn.Module, data: Bundle, part: Sized, options: Training, found: Evaluation, when: str
+) -> None:
+    """Raise :class:`RunError` if the loss over a part of the data is NaN or infinite."""
+
+    def source() -> str:
+        batches = data.batches(part, options.evaluation_batch_size)
+        run = partial(options.run, model)
+        return next(filter(None, (source_of(model, inputs, run) for inputs, _ in batches)), "")
+
+    check_loss("validation" if part is data.val else "test", found.loss, when, source)
+
+
 def _final_metrics(
     model: nn.Module, data: Bundle, options: Training, best: dict[str, Any] | None
 ) -> dict[str, float | int]:
     """Evaluate the last and the best epoch on the test part; leaves the last epoch's weights."""
     val = _evaluate(model, data, data.val, options)
     test = _evaluate(model, data, data.test, options)
+    for part, found in ((data.val, val), (data.test, test)):
+        _check(model, data, part, options, found, "the final evaluation")
     measures = data.task.measures
     metrics: dict[str, float | int] = {
         **measures("test", test.loss, test.accuracy), **measures("val", val.loss, val.accuracy),
@@ -194,6 +218,7 @@ def _final_metrics(
         last = {key: value.clone() for key, value in model.state_dict().items()}
         model.load_state_dict(best["model"])
         test = _evaluate(model, data, data.test, options)
+        _check(model, data, data.test, options, test, "the final evaluation")
         model.load_state_dict(last)
         metrics |= {
             **measures("best_val", best["val_loss"], best["val_accuracy"]),

@@ -1,6 +1,7 @@
 """Loss and accuracy of an epoch without waiting for the device at every step."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -20,10 +21,19 @@ class Meter:
     The numbers stay on the device and are fetched every :data:`CHECK_EVERY` steps; until then a
     GPU is never waited for. With several processes they are summed over all, so that all find a
     bad loss at the same step.
+
+    Args:
+        epoch: counted from 0, for the message.
+        steps_before: of the epoch that are not in the sums, for the message.
+        every: steps between two checks.
+        source: says where a bad loss comes from.
     """
 
-    def __init__(self, epoch: int, steps_before: int = 0) -> None:
-        self._epoch = epoch
+    def __init__(
+        self, epoch: int, steps_before: int = 0, *,
+        every: int = CHECK_EVERY, source: Callable[[], str] = str,
+    ) -> None:  # fmt: skip
+        self._epoch, self._every, self._source = epoch, every, source
         self._waiting: list[tuple[Tensor, Tensor, int]] = []
         self._loss_sum, self._correct = 0.0, 0.0
         self.predictions, self._steps = 0, steps_before
@@ -35,7 +45,7 @@ class Meter:
             RunError: one of the losses since the last check is NaN or infinite.
         """
         self._waiting.append((loss.detach(), correct, predictions))
-        if len(self._waiting) == CHECK_EVERY:
+        if len(self._waiting) == self._every:
             self._fetch()
 
     def means(self) -> tuple[float, float]:
@@ -52,16 +62,18 @@ class Meter:
         for loss_sum, right, count in sum_over_processes(sums).T.tolist():
             self._steps += 1
             mean = loss_sum / count
-            check_finite("training", mean, f"epoch {self._epoch + 1}, step {self._steps}")
+            when = f"epoch {self._epoch + 1}, step {self._steps}"
+            check_loss("training", mean, when, self._source)
             self._loss_sum += loss_sum
             self._correct += right
             self.predictions += int(count)
         self._waiting.clear()
 
 
-def check_finite(part: str, loss: float, when: str) -> None:
-    """Raise :class:`RunError` if ``loss`` is NaN or infinite."""
+def check_loss(part: str, loss: float, when: str, source: Callable[[], str]) -> None:
+    """Raise :class:`RunError` if ``loss`` is NaN or infinite; ``source`` says where it is from."""
     if not math.isfinite(loss):
         raise RunError(
-            f"the {part} loss became {loss} in {when}; a lower training.optimizer.lr may help"
+            f"the {part} loss became {loss} in {when}{source()}; a lower training.optimizer.lr may "
+            f"help"
         )

@@ -1,5 +1,6 @@
 """One optimization step of the masked network."""
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -32,6 +33,8 @@ class MaskedStep:
         if options.compile:
             self._network = torch.compile(self._network, dynamic=False)
         self._options = options
+        on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+        self.looks_at_once = on_cpu and world_size() == 1
         self._pruned = PrunedWeights(model, mask)
         self._pruned.zero()
 
@@ -39,6 +42,9 @@ class MaskedStep:
         self, inputs: Tensor, targets: Tensor, lr_factor: float, mixture: Mixture | None
     ) -> tuple[Tensor, Tensor]:
         """Take a step at ``lr_factor`` times the optimizer's own learning rate.
+
+        Where the loss can be looked at for nothing (:attr:`looks_at_once`), one that is NaN or
+        infinite leaves the weights as they are.
 
         Returns:
             The mean loss of these samples before the step and the number of right predictions, on
@@ -56,6 +62,8 @@ class MaskedStep:
             paired = targets[mixture.pair]
             loss = mixture.targets(loss, self._loss(logits, paired))
             correct = mixture.targets(correct, _hits(logits, paired))
+        if self.looks_at_once and not math.isfinite(loss.item()):
+            return loss.detach(), correct
         _share_of(loss, len(targets)).backward()
         if self._options.clip_grad_norm is not None:
             self._pruned.zero_gradients()

@@ -1,4 +1,5 @@
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import image_folder, tiny_run
 
+from pai.data import same_files
 from pai.data.augment import RandomCropFlip
 from pai.data.bundle import Split
 from pai.data.imagefolder import ImageFolder
-from pai.errors import ConfigError
+from pai.data.same_files import file_fingerprints
+from pai.errors import ConfigError, RunError
 
 COLOURS = {"ants": (250, 10, 10), "bees": (10, 250, 10), "cats": (10, 10, 250)}
 
@@ -234,3 +237,62 @@ def test_a_part_larger_than_the_smallest_class_is_refused(tmp_path: Path) -> Non
         folder.check()
     with pytest.raises(ValueError, match="train_per_class must be at least 2, got 1"):
         ImageFolder(str(tmp_path), train_per_class=1)
+
+
+def test_streamed_files_in_several_parts_are_counted_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = image_folder(tmp_path / "images")
+    overrides = ("dataset=imagefolder_streamed", f"dataset.root={root}", "dataset.image_size=8",
+                 "dataset.resize_size=8", "dataset.num_workers=0", "training.epochs=0")  # fmt: skip
+    shutil.copytree(root / "test", root / "val")
+    shutil.copy(root / "train/dark/0.png", root / "test/light/7.png")  # under another label
+    shutil.copy(root / "test/light/0.png", root / "test/light/8.png")  # within a part: no matter
+    record = tiny_run(tmp_path / "leaking", *overrides)
+    assert record["data"]["duplicates"] == {"train_val": 0, "train_test": 1, "val_test": 7}
+    assert "1 images of the test part are in the train part too" in caplog.text
+    assert "7 images of the test part are in the val part too" in caplog.text
+    record = tiny_run(tmp_path / "silent", *overrides, "dataset.find_duplicates=false")
+    assert "duplicates" not in record["data"]
+
+
+def test_fingerprints_of_files_agree_exactly_where_contents_do(tmp_path: Path) -> None:
+    half = b"x" * 5000
+    contents = [
+        b"", b"", b"a", b"b", b"a", half + half, b"y" + half + half[1:], half + half, half + b"z",
+        half + b"y", bytes(70000), bytes(69999) + b"1", bytes(70000), b"1" + bytes(69999),
+    ]  # fmt: skip
+    paths = []
+    for number, content in enumerate(contents):
+        paths.append(str(tmp_path / str(number)))
+        Path(paths[-1]).write_bytes(content)
+    prints = file_fingerprints(paths)
+    for one, first in enumerate(contents):
+        for other, second in enumerate(contents):
+            assert (prints[one] == prints[other]) == (first == second), (one, other)
+    with pytest.raises(RunError, match=r"cannot read image .*nowhere"):
+        file_fingerprints([str(tmp_path / "nowhere")])
+
+
+def test_only_files_that_may_be_equal_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [str(tmp_path / name) for name in ("long", "one", "two", "again")]
+    for path, content in zip(paths, (b"1234", b"one", b"two", b"one"), strict=True):
+        Path(path).write_bytes(content)
+    read: list[tuple[str, str]] = []
+
+    def watched(step: str, real: Callable[[str], bytes]) -> Callable[[str], bytes]:
+        def look(path: str) -> bytes:
+            read.append((step, Path(path).name))
+            return real(path)
+
+        return look
+
+    for step in ("_tail", "_whole"):
+        monkeypatch.setattr(same_files, step, watched(step, getattr(same_files, step)))
+    file_fingerprints(paths)
+    assert read == [
+        *(("_tail", name) for name in ("one", "two", "again")),
+        *(("_whole", name) for name in ("one", "again")),
+    ]

@@ -1,6 +1,7 @@
 import functools
 import hashlib
 import shutil
+import stat
 import threading
 import urllib.request
 import zipfile
@@ -249,6 +250,23 @@ def test_an_archive_that_would_write_elsewhere_is_refused(
         TinyImageNet(str(root)).load()
     assert left_in(root) == []
     assert not list(tmp_path.rglob("outside.txt"))
+
+
+def test_a_link_in_an_archive_leads_nowhere(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    link = zipfile.ZipInfo("tiny-imagenet-200/link")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr(link, str(elsewhere))
+        file.writestr("tiny-imagenet-200/link/outside.txt", "harm")
+    publish(archive, monkeypatch)
+    with pytest.raises(RunError, match="cannot download"):
+        TinyImageNet(str(tmp_path / "data")).load()
+    assert left_in(tmp_path / "data") == []
+    assert not list(elsewhere.iterdir())
 
 
 def test_without_a_network_one_line_says_what_to_do(

@@ -16,6 +16,7 @@ import pai
 from pai.masking.budgets import (
     copied_budget,
     erdos_renyi_kernel,
+    read_budget,
     same_fraction,
     uniform_plus,
     whole_numbers,
@@ -280,3 +281,40 @@ def test_a_file_that_is_no_mask_is_named(tmp_path: Path) -> None:
         pai.select({"a": torch.ones(3)}, 0.5, scope=str(path))
     with pytest.raises(ValueError, match=r"mask\.safetensors cannot be read"):
         pai.select({"a": torch.ones(3)}, 0.5, scope=str(tmp_path))
+
+
+def test_a_convolution_over_a_sequence_counts_as_a_first_convolution() -> None:
+    quotas = uniform_plus({"conv": (4, 2, 3), "linear": (8, 8), "head": (3, 8)}, 60)
+    assert quotas["conv"] == 24
+
+
+@pytest.mark.parametrize(
+    ("keeps", "total", "sparsity"),
+    [(3, 8, "0.6"), (8, 8, "0.0"), (1, 1000, "0.999"), (1, 3, "0.7"), (5, 1000, "0.995")],
+)
+def test_the_shortest_sparsity_that_gives_a_masks_count_is_named(
+    keeps: int, total: int, sparsity: str
+) -> None:
+    budget = copied_budget({"w": torch.arange(total) < keeps}, "theirs")
+    says = f"theirs keeps {keeps:,} of {total:,} weights, the sparsity asked for {keeps - 1:,}; "
+    with pytest.raises(ValueError, match=f"{says}use sparsity={sparsity}$".replace(".", r"\.")):
+        budget({"w": (total,)}, keeps - 1)
+    assert kept_count(float(sparsity), total) == keeps
+
+
+def test_the_way_to_a_copied_budget_ends_at_its_counts() -> None:
+    mask = {"one": torch.arange(8) < 1, "half": torch.arange(8) < 4}
+    assert copied_budget(mask)._at(1.0) == pytest.approx({"one": 1, "half": 4})
+    assert copied_budget(mask)._at(0.0) == pytest.approx({"one": 8, "half": 8})
+
+
+def test_a_budget_that_was_read_is_named_by_its_file(stored: Path) -> None:
+    budget = read_budget(stored)
+    assert budget.source == str(stored / "mask.safetensors")
+
+
+def test_uniform_plus_takes_just_what_its_first_and_last_layer_keep_in_any_case() -> None:
+    shapes = {"conv": (4, 2, 3, 3), "middle": (5, 5), "head": (10, 10)}
+    assert uniform_plus(shapes, 92) == {"conv": 72, "middle": 0, "head": 20}
+    with pytest.raises(ValueError, match="92"):
+        uniform_plus(shapes, 91)

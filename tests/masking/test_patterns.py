@@ -105,3 +105,19 @@ def test_what_is_no_pattern_is_refused() -> None:
     earlier = {"w": torch.tensor([[True, False, False, False]])}
     with pytest.raises(ValueError, match="fewer than 2 of 4 weights in some group"):
         pai.select({"w": torch.rand(1, 4)}, 0.5, scope="2:4", within=earlier)
+
+
+def test_masks_are_boolean_also_of_layers_that_stay_dense() -> None:
+    mask = pai.select({"odd": torch.rand(3, 5), "even": torch.rand(3, 8)}, 0.5, scope="2:4")
+    assert {keep.dtype for keep in mask.values()} == {torch.bool}
+
+
+def test_a_rounded_two_thirds_still_gives_the_exact_pattern() -> None:
+    for sparsity in (0.6667, 0.6666):
+        mask = pai.select({"w": torch.rand(1000, 300)}, sparsity, scope="1:3")["w"]
+        assert int(mask.sum()) == 100_000
+
+
+def test_next_to_the_pattern_nothing_more_is_kept_than_the_count_says() -> None:
+    mask = Pattern(2, 4).choose({"w": torch.rand(1, 8)}, 0.49, None)["w"]
+    assert int(mask.sum()) == 4

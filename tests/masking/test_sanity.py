@@ -129,3 +129,10 @@ def test_checks_without_a_meaning_are_refused(arguments: list[str], words: list[
     with pytest.raises(ConfigError) as caught:
         check("logger=none", *arguments)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("alter", [Shuffle(), RandomSameBudget()])
+def test_layers_of_the_same_shape_are_altered_independently(alter: Any) -> None:
+    layer = torch.arange(100) < 30
+    altered = alter.mask({"first": layer, "second": layer.clone()}, 0)
+    assert not torch.equal(altered["first"], altered["second"])

@@ -303,7 +303,7 @@ def test_a_pruned_weight_that_is_not_finite_ends_the_run(tmp_path: Path) -> None
         return gradient
 
     model.get_parameter("1.weight").register_hook(overflow)
-    with pytest.raises(RunError, match=r"training loss became nan in epoch 1, step 2;"):
+    with pytest.raises(RunError, match=r"nan in epoch 1, step 2: 1 of 4 .*, '1.weight';"):
         run(model, tmp_path, settings(2, Sgd(lr=0.05)), mask=mask)
     assert list(tmp_path.iterdir()) == []
 
