@@ -202,7 +202,7 @@ def test_differences_are_paired_by_seed() -> None:
 def test_the_study_of_tasks_reads_runs_of_several_data_sets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from reports.sweep_records import record, write
+    from sweep_records import record, write
 
     def text(scorer: str, seed: int, perplexity: float) -> Any:
         return record(scorer, 0.9, seed, 0.3, choices={"dataset": "text"},
