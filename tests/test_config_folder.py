@@ -54,8 +54,12 @@ def overrides(choice: str, images: Path) -> list[str]:
     chosen = [f"{group}={name}" if there else f"+{group}={name}"]
     if group == "dataset" and name.startswith("image"):
         chosen.append(f"dataset.root={images}")
-    if group == "experiment" and name.startswith(("imagenet", "study_collapse")):
+    if group == "experiment" and name.startswith(
+        ("imagenet", "study_collapse", "study_warmup", "evidence")
+    ):
         chosen.append(f"dataset.root={images}")
+    if name in ("study_warmup", "evidence_cpu"):
+        chosen.append("dataset.train_per_class=null")
     if group == "model":
         chosen += fitting(name)
     return chosen
