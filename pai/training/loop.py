@@ -70,6 +70,7 @@ def train(
     Raises:
         RunError: the loss of training, validation or test is NaN or infinite; where it is from.
     """
+    options = options.fitted_to(model)
     step = MaskedStep(model, mask, options)
     stored = broadcast_object(load_checkpoint(checkpoint) if checkpoint is not None else None)
     each = steps_per_epoch(data, options)

@@ -3,11 +3,11 @@
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pai.distributed import launched
 from pai.errors import ConfigError
@@ -102,6 +102,19 @@ class Training:
                     f"training.{name}: {size} samples cannot be shared by {launched()} processes; "
                     f"use {least} or more"
                 )
+
+    def fitted_to(self, model: nn.Module) -> "Training":
+        """Return the options without ``channels_last`` where torch would corrupt memory with it.
+
+        That is the backward pass, on a CPU, of a 1x1 convolution with a stride and fewer than 16
+        input channels (seen in torch 2.11 and 2.15, in processors with AVX-512).
+        """
+        narrow = any(
+            isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.stride != (1, 1)
+            and layer.in_channels < 16 and layer.weight.device.type == "cpu"
+            for layer in model.modules()
+        )  # fmt: skip
+        return replace(self, channels_last=False) if narrow else self
 
     def run(self, network: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
         """Return the float32 logits of ``inputs`` in this precision, images in this layout."""

@@ -161,3 +161,19 @@ def test_the_rate_of_each_group_is_multiplied_by_the_factor(batch: tuple[Tensor,
     for factor in (0.25, 1.0, 0.5):
         step(*batch, factor, None)
         assert [group["lr"] for group in step.optimizer.param_groups] == [0.5 * factor] * 2
+
+
+@pytest.mark.parametrize(
+    ("layer", "kept"),
+    [
+        (nn.Conv2d(8, 16, 1, stride=2), False),
+        (nn.Conv2d(16, 32, 1, stride=2), True),
+        (nn.Conv2d(8, 16, 1), True),
+        (nn.Conv2d(8, 16, 3, stride=2), True),
+        (nn.Conv2d(8, 16, 1, stride=2, device="meta"), True),
+    ],
+)
+def test_channels_last_is_left_where_torch_corrupts_memory(layer: nn.Module, kept: bool) -> None:
+    fitted = options(channels_last=True).fitted_to(nn.Sequential(layer, nn.Flatten()))
+    assert fitted.channels_last is kept
+    assert not options(channels_last=False).fitted_to(nn.Sequential(layer)).channels_last
