@@ -254,8 +254,8 @@ def _row(keys: tuple[str, ...], key: Key, runs: Iterable[Run]) -> Row:
                 for run in runs)  # fmt: skip
     shown = [str(baseline)] if baseline != NONE else []
     for name, value in values.items():
-        if name == "baseline" or (name == "scorer" and baseline != NONE):
-            continue
+        if name == "baseline" or (name == "scorer" and baseline != NONE and value == "magnitude"):
+            continue  # magnitude is what these baselines prune by
         if name == keys[0] and not shown:
             shown.append(str(value))
         elif value != NONE:
