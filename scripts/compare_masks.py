@@ -9,7 +9,6 @@ stored their scores (``scoring.save_scores=true``). What the numbers mean: pai/r
 
 import argparse
 import importlib.util
-import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.numpy import load_file
 from pai.output import MASK_FILE, SCORES_FILE
 from pai.records import read_record, write_bytes_atomically
 from pai.reports.compare import MaskArrays, Pair, as_csv, compare, densities, markdown
+from pai.reports.write import write_png
 
 
 def read(path: Path) -> tuple[str, dict[str, Any], dict[str, Any] | None]:
@@ -89,9 +89,7 @@ def write_figure(pairs: Sequence[Pair], masks: Mapping[str, MaskArrays], path: P
         right.set(xlabel="layer", ylabel="fraction of weights kept", ylim=(0, 1.1))
         right.set_yscale("symlog", linthresh=1e-3)
         right.legend(frameon=False)
-        content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=130)
-    write_bytes_atomically(path, content.getvalue())
+        write_png(figure, path)
 
 
 def main() -> None:

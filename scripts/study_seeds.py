@@ -7,7 +7,6 @@ into the folder of the runs, or ``--out``. What is measured: scripts/studies/see
 """
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from studies.seeds import (
 from pai.errors import ConfigError
 from pai.records import write_bytes_atomically
 from pai.reports.extra import require
+from pai.reports.write import write_png
 
 
 def write_figure(found: Sequence[Agreement], path: Path) -> None:
@@ -50,9 +50,7 @@ def write_figure(found: Sequence[Agreement], path: Path) -> None:
             axis.set(xlabel="probes or draws", ylim=(0, 1), title=f"sparsity {sparsity:g}")
         axes[0].set_ylabel("IoU of masks, independent probes")
         axes[-1].legend(frameon=False)
-        content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=130)
-    write_bytes_atomically(path, content.getvalue())
+        write_png(figure, path)
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
 """Tables, figures and reports as files; each is written to a temporary name and renamed."""
 
+import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pai.errors import ConfigError
 from pai.records import write_bytes_atomically
@@ -9,6 +11,9 @@ from pai.reports.consistency import check_keys
 from pai.reports.extra import require
 from pai.reports.grid import Grid, Layout, build_grid
 from pai.reports.table import cell_frame, latex, markdown, remarks, run_frame
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 KINDS = ("png", "pdf")
 
@@ -23,6 +28,13 @@ def write_tables(collection: Collection, grid: Grid, out: Path) -> None:
     _write(out / "table.tex", latex(grid, caption, name))
     _write(out / "table.csv", cell_frame(grid).to_csv(index=False))
     _write_runs(collection, grid, out)
+
+
+def write_png(figure: "Figure", path: Path) -> None:
+    """Write a figure of a script as a PNG file."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=130)
+    write_bytes_atomically(path, content.getvalue())
 
 
 def write_figures(collection: Collection, layout: Layout, out: Path) -> dict[str, bytes]:

@@ -1,6 +1,5 @@
 """The figure of the study: error and agreement of masks against time."""
 
-import io
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from estimator_study.report import LEVELS, SPARSITIES, Cell, series
-from pai.records import write_bytes_atomically
+from pai.reports.write import write_png
 
 SPARSITY = f"{SPARSITIES[-1]:g}"
 
@@ -38,9 +37,7 @@ def write_figure(cells: Sequence[Cell], path: Path) -> None:
             axis.set_minor_formatter(NullFormatter())
         handles, labels = right.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-        content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=130)
-    write_bytes_atomically(path, content.getvalue())
+        write_png(figure, path)
 
 
 def draw(axes: Axes, cells: Sequence[Cell], measure: Callable[[Cell], float]) -> None:

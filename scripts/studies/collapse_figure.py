@@ -1,6 +1,5 @@
 """The figure of the study of layer collapse: the density of each layer, a panel per network."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from pai.records import write_bytes_atomically
+from pai.reports.write import write_png
 from studies.collapse import Row, subjects
 
 LOWEST = 1e-5
@@ -43,9 +42,7 @@ def write_figure(rows: Sequence[Row], sparsity: float, path: Path) -> None:
         figure.colorbar(
             image, ax=list(axes), label=f"fraction of weights kept at sparsity {sparsity:g}"
         )
-        content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=130)
-    write_bytes_atomically(path, content.getvalue())
+        write_png(figure, path)
 
 
 def _grid(rows: Sequence[Row], own: Sequence[tuple[str, str, str]]) -> tuple[Any, Any]:
