@@ -87,18 +87,19 @@ table-tinyimagenet-resnet18:  ## Paper table, likewise
 table-imagenet-resnet50:  ## Paper table, likewise
 table-cifar10-vit:  ## Paper table, likewise
 
-# The comparison, what the BatchNorm warmup adds to it, and GraSP with its scores inverted.
-evidence: $(STAMP)  ## The paper's comparison on CIFAR-10 at a size for 2 cores; OPTIONS="dataset.root=DIR"
-	@$(SWEEPS) evidence_cpu runs/evidence/main "" "scorer=random,magnitude warmup=none" \
+# $(call comparison,EXPERIMENT,FOLDER,JOBS): the comparison, the JOBS without BatchNorm warmup, and GraSP
+# with its scores inverted.
+define comparison
+	@$(SWEEPS) $(1) $(2)/main "" "scorer=random,magnitude warmup=none" \
 		"scorer=none sparsity=0 warmup=none" -- --ignore warmup
-	@$(SWEEPS) evidence_cpu runs/evidence/no_warmup "warmup=none sparsity=0.98" --
-	@$(SWEEPS) evidence_cpu runs/evidence/grasp "scorer=grasp sanity=invert" -- --rows scorer,sanity
+	@$(SWEEPS) $(1) $(2)/no_warmup "warmup=none $(3)" --
+	@$(SWEEPS) $(1) $(2)/grasp "scorer=grasp sanity=invert" -- --rows scorer,sanity
+endef
+evidence: $(STAMP)  ## The paper's comparison on CIFAR-10 at a size for 2 cores; OPTIONS="dataset.root=DIR"
+	$(call comparison,evidence_cpu,runs/evidence,sparsity=0.98)
 
 evidence-gpu: $(STAMP)  ## The same with ResNet-18 on a GPU; OPTIONS="dataset.root=DIR ..."
-	@$(SWEEPS) evidence_gpu runs/evidence_gpu/main "" "scorer=random,magnitude warmup=none" \
-		"scorer=none sparsity=0 warmup=none" -- --ignore warmup
-	@$(SWEEPS) evidence_gpu runs/evidence_gpu/no_warmup "warmup=none" --
-	@$(SWEEPS) evidence_gpu runs/evidence_gpu/grasp "scorer=grasp sanity=invert" -- --rows scorer,sanity
+	$(call comparison,evidence_gpu,runs/evidence_gpu)
 
 study-warmup: $(STAMP)  ## How long must BatchNorm be warmed up? OPTIONS="dataset.root=DIR"
 	@$(SWEEPS) study_warmup runs/study_warmup "" "warmup=bn_batches warmup.num_batches=1,10,100" \

@@ -6,11 +6,11 @@ The runs stored their scores; masks are selected from them. Writes ``tables.md``
 into the folder of the runs, or ``--out``. What is measured: scripts/studies/seeds.py.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from studies.command import check_sparsities, parser, write_tables
 from studies.seeds import (
     Agreement,
     accuracy_table,
@@ -21,7 +21,6 @@ from studies.seeds import (
 )
 
 from pai.errors import ConfigError
-from pai.records import write_bytes_atomically
 from pai.reports.extra import require
 from pai.reports.write import write_png
 
@@ -55,25 +54,19 @@ def write_figure(found: Sequence[Agreement], path: Path) -> None:
 
 def main() -> None:
     """Read the runs, write tables and figure; exit 1 with one line if it cannot be done."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("runs", type=Path, help="the folder of the sweeps")
-    parser.add_argument("--out", type=Path, help="folder for tables and figure; default: the runs'")
-    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.9, 0.98])
-    arguments = parser.parse_args()
+    made = parser(str(__doc__))
+    made.add_argument("--sparsities", type=float, nargs="+", default=[0.9, 0.98])
+    arguments = made.parse_args()
     out = arguments.out or arguments.runs
     try:
-        if not all(0 <= sparsity < 1 for sparsity in arguments.sparsities):
-            raise ConfigError("--sparsities: each must be at least 0 and below 1")
+        check_sparsities(arguments.sparsities)
         require("matplotlib")
         found = agreements(arguments.runs, arguments.sparsities)
         tables = [default_table(found), curve_table(found), accuracy_table(arguments.runs)]
     except ConfigError as error:
         sys.exit(f"study error: {error}")
-    out.mkdir(parents=True, exist_ok=True)
-    text = "\n\n".join(tables) + "\n"
-    write_bytes_atomically(out / "tables.md", text.encode())
+    write_tables(tables, out)
     write_figure(found, out / "seeds.png")
-    print(text)
 
 
 if __name__ == "__main__":

@@ -6,32 +6,26 @@ Reads the runs of ``make study-tasks``, writes ``tables.md`` into their folder, 
 is measured: scripts/studies/tasks.py.
 """
 
-import argparse
 import sys
-from pathlib import Path
 
+from studies.command import parser, write_tables
 from studies.tasks import correlation_table, metric_table, read
 
 from pai.errors import ConfigError
-from pai.records import write_bytes_atomically
 
 
 def main() -> None:
     """Read the runs, write the tables; exit 1 with one line if it cannot be done."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("runs", type=Path, help="the folder of the sweeps")
-    parser.add_argument("--out", type=Path, help="folder for tables.md; default: that of the runs")
-    parser.add_argument("--reference", default="snip", help="scorer that the others differ from")
-    arguments = parser.parse_args()
+    made = parser(str(__doc__))
+    made.add_argument("--reference", default="snip", help="scorer that the others differ from")
+    arguments = made.parse_args()
     out = arguments.out or arguments.runs
     try:
         tasks = read(arguments.runs)
-        text = f"{correlation_table(tasks)}\n\n{metric_table(tasks, arguments.reference)}\n"
+        tables = [correlation_table(tasks), metric_table(tasks, arguments.reference)]
     except ConfigError as error:
         sys.exit(f"study error: {error}")
-    out.mkdir(parents=True, exist_ok=True)
-    write_bytes_atomically(out / "tables.md", text.encode())
-    print(text)
+    write_tables(tables, out)
 
 
 if __name__ == "__main__":

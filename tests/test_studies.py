@@ -186,8 +186,8 @@ def test_rank_correlations_turn_metrics_so_that_high_is_good() -> None:
     text = task("text", {"a": (3, 3), "b": (4, 4), "c": (6, 6), "d": (5, 5), "e": (1, 1)}, good=-1)
     tau, rho, count = between(images, text)
     assert count == 4
-    assert tau.value == tau.low == tau.high == pytest.approx(4 / 6)  # one of six pairs is swapped
-    assert rho.value == pytest.approx(0.8)
+    assert tau.mean == tau.low == tau.high == pytest.approx(4 / 6)  # one of six pairs is swapped
+    assert rho.mean == pytest.approx(0.8)
     assert repeatability(images) == pytest.approx(1)
     assert repeatability(task("x", {"a": (1, 2), "b": (2, 1), "c": (3, 3)})) == pytest.approx(1 / 3)
 

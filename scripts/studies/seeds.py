@@ -12,23 +12,12 @@ import numpy as np
 from pai.errors import ConfigError
 from pai.reports.collect import Run
 from pai.reports.compare import Pair, compare
+from studies.interval import Interval
 from studies.stored import completed, masks
 
 PARTS = ("initialization", "data", "probes")
 _TAIL = 0.025
 _EXACT, _RESAMPLES = 6, 20_000
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A number for all pairs of seeds: the mean, and the 95 % bootstrap interval over seeds."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} ({self.low:.3f}-{self.high:.3f})"
 
 
 @dataclass(frozen=True)
@@ -51,12 +40,12 @@ class Agreement:
     options: Mapping[str, int]
     sparsity: float
     seeds: int
-    iou: Spread
+    iou: Interval
     by_chance: float
-    distance: Spread
+    distance: Interval
 
 
-def spread(values: Mapping[tuple[int, int], float]) -> Spread:
+def spread(values: Mapping[tuple[int, int], float]) -> Interval:
     """Return the mean over pairs of seeds and its percentile bootstrap interval.
 
     Pairs that share a seed are not independent, so seeds are resampled, not pairs: every resample
@@ -77,7 +66,7 @@ def spread(values: Mapping[tuple[int, int], float]) -> Spread:
             means.append(statistics.fmean(values[i, j] for i, j in pairs))
     means.sort()
     low, high = (means[round(tail * (len(means) - 1))] for tail in (_TAIL, 1 - _TAIL))
-    return Spread(statistics.fmean(values.values()), low, high)
+    return Interval(statistics.fmean(values.values()), low, high)
 
 
 def varied(run: Run) -> tuple[str, int]:
@@ -136,7 +125,7 @@ def agreements(folder: Path, sparsities: Sequence[float]) -> list[Agreement]:
     return found
 
 
-def _of_pairs(pairs: Iterable[Pair], number: Callable[[Pair], float]) -> Spread:
+def _of_pairs(pairs: Iterable[Pair], number: Callable[[Pair], float]) -> Interval:
     return spread({(int(p.first), int(p.second)): number(p) for p in pairs})
 
 
@@ -151,10 +140,14 @@ def default_table(found: Sequence[Agreement]) -> str:
         for a in found:
             if a.part == part and a.options == common[a.scorer]:
                 lines.append(
-                    f"| {part} | {a.scorer} | {a.sparsity:g} | {a.seeds} | {a.iou} | "
-                    f"{a.by_chance:.3f} | {a.distance} |"
+                    f"| {part} | {a.scorer} | {a.sparsity:g} | {a.seeds} | {_shown(a.iou)} | "
+                    f"{a.by_chance:.3f} | {_shown(a.distance)} |"
                 )
     return "\n".join(lines)
+
+
+def _shown(interval: Interval) -> str:
+    return interval.shown(3, "-")
 
 
 def _common_options(found: Sequence[Agreement], scorer: str) -> Mapping[str, int]:
@@ -186,7 +179,9 @@ def curve_table(found: Sequence[Agreement]) -> str:
     for name, points in curve(found).items():
         for number in dict.fromkeys(number for number, _ in points):
             here = {a.sparsity: a for n, a in points if n == number}
-            cells = [cell for s in grid for cell in (str(here[s].iou), f"{here[s].by_chance:.3f}")]
+            cells = [
+                cell for s in grid for cell in (_shown(here[s].iou), f"{here[s].by_chance:.3f}")
+            ]
             first = next(iter(here.values()))
             lines.append(f"| {name} | {number} | {first.seeds} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -11,6 +11,7 @@ import numpy as np
 from pai.errors import ConfigError
 from pai.reports.collect import Run, collect
 from pai.reports.ties import lower_end
+from studies.interval import Interval
 
 DENSE = "none"
 _TAIL = 0.025
@@ -61,18 +62,6 @@ class Task:
     def seeds(self) -> list[int]:
         """The seeds that all scorers have."""
         return sorted(set.intersection(*(set(own) for own in self.values.values())))
-
-
-@dataclass(frozen=True)
-class Correlation:
-    """A rank correlation over scorers: of the means, and its 95 % bootstrap interval over seeds."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
 def read(folder: Path) -> list[Task]:
@@ -129,7 +118,7 @@ def correlate(first: Sequence[float], second: Sequence[float]) -> tuple[float, f
     return float(kendalltau(first, second).statistic), float(spearmanr(first, second).statistic)
 
 
-def between(first: Task, second: Task) -> tuple[Correlation, Correlation, int]:
+def between(first: Task, second: Task) -> tuple[Interval, Interval, int]:
     """Return Kendall's tau-b and Spearman's rho of the order on two tasks, and over how many.
 
     The interval resamples the seeds of each task on its own, all ``n^n`` times ``n^n`` ways.
@@ -145,7 +134,7 @@ def between(first: Task, second: Task) -> tuple[Correlation, Correlation, int]:
     ])  # fmt: skip
     ends = np.nanquantile(drawn, [_TAIL, 1 - _TAIL], axis=0)
     tau, rho = (
-        Correlation(mean, float(low), float(high))
+        Interval(mean, float(low), float(high))
         for mean, low, high in zip(means, *ends, strict=True)
     )
     return tau, rho, len(common)
@@ -219,7 +208,8 @@ def correlation_table(tasks: Sequence[Task]) -> str:
     ]
     for first, second in itertools.combinations(tasks, 2):
         if first.sparsity == second.sparsity:
-            tau, rho, count = between(first, second)
+            *found, count = between(first, second)
+            tau, rho = (each.shown(2, " to ") for each in found)
             names = f"{first.name}, {second.name}"
             lines.append(f"| {first.sparsity:g} | {names} | {count} | {tau} | {rho} |")
     for task in tasks:
