@@ -41,20 +41,20 @@ def surrogate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     Raises:
         NotDefinedError: there is no rule for the operation.
     """
-    packet = func.overloadpacket
-    if packet in _RULES:
+    if (packet := func.overloadpacket) in _RULES:
         return _RULES[packet](*args, **kwargs)
-    if packet in _REDUCTIONS:
-        named = _by_name(func, args, kwargs)
-        out = _total(named["self"], named.get("dim"), keepdim=named.get("keepdim", False))
-        return (out,) if len(func._schema.returns) > 1 else out
     if packet in _CONSTANTS:
         return (func(*args, **kwargs) != 0).float()
     if packet in _MOVES or func.is_view:
         return func(*args, **kwargs)
-    if torch.Tag.pointwise in func.tags or packet in _UNTAGGED_ELEMENTWISE:
-        return _elementwise(func, args, kwargs)
-    raise NotDefinedError(f"the operation {func} has no rule")
+    if packet in _REDUCTIONS:
+        named = _by_name(func, args, kwargs)
+        out = _total(named["self"], named.get("dim"), keepdim=named.get("keepdim", False))
+    elif torch.Tag.pointwise in func.tags or packet in _UNTAGGED_ELEMENTWISE:
+        out = _elementwise(func, args, kwargs)
+    else:
+        raise NotDefinedError(f"the operation {func} has no rule")
+    return (out,) if len(func._schema.returns) > 1 else out
 
 
 def _by_name(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _total(x: Tensor, dim: Any, *, keepdim: bool) -> Tensor:
 
 def _elementwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     zeros = tree_map(lambda a: torch.zeros(()) if isinstance(a, Tensor) else a, (args, kwargs))
-    at_zero = func(*zeros[0], **zeros[1])
+    at_zero = tree_leaves(func(*zeros[0], **zeros[1]))[0]
     operands = [_nonzero(a) for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
     out = sum(operands[1:], start=operands[0])
     return out + 1 if bool(at_zero != 0) else out
@@ -245,7 +245,7 @@ def _copy(out: Tensor, source: Any, *rest: Any) -> Tensor:
 
 
 def _reshape(x: Tensor, shape: list[int]) -> Tensor:
-    return x.reshape(shape)  # a surrogate's result may lie in memory differently
+    return x.reshape(shape)  # views of results that lie in memory differently
 
 
 def _as_strided(x: Tensor, size: list[int], *rest: Any) -> Tensor:
