@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from cases import CASES, Case
@@ -42,5 +44,28 @@ def test_only_tensors_before_a_smooth_activation_are_curved(
 def test_a_layer_used_twice_is_curved_and_no_batches_are_an_error() -> None:
     model, x, y = next(case for case in CASES if case.name == "shared").problem()
     assert "layer.weight" in curved_parameters(model, [(x, y)], pai.prunable_parameters(model))
-    with pytest.raises(ValueError, match="batches is empty"):
+    with pytest.raises(ValueError, match=r"^batches is empty"):
         curved_parameters(model, [], pai.prunable_parameters(model))
+
+
+def test_all_tensors_are_looked_at_and_the_directions_are_always_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2))
+    parameters = pai.prunable_parameters(model, include_classifier=True)
+    backwards = dict(reversed(parameters.items()))  # the one that is not curved comes first
+    batches = [(torch.rand(2, 3), torch.zeros(2))]
+    drawn: list[torch.Tensor] = []
+    original = torch.randn
+
+    def recorded(*arguments: Any, **options: Any) -> torch.Tensor:
+        drawn.append(original(*arguments, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr(torch, "randn", recorded)
+    before = torch.get_rng_state()
+    for _ in range(2):
+        assert curved_parameters(model, batches, backwards) == ["2.weight", "0.weight"]
+    assert torch.equal(torch.get_rng_state(), before)
+    first, second = drawn[: len(drawn) // 2], drawn[len(drawn) // 2 :]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -16,6 +16,7 @@ import pai
 from pai.masking.budgets import (
     copied_budget,
     erdos_renyi_kernel,
+    proportional,
     read_budget,
     same_fraction,
     uniform_plus,
@@ -318,3 +319,23 @@ def test_uniform_plus_takes_just_what_its_first_and_last_layer_keep_in_any_case(
     assert uniform_plus(shapes, 92) == {"conv": 72, "middle": 0, "head": 20}
     with pytest.raises(ValueError, match="92"):
         uniform_plus(shapes, 91)
+
+
+def test_layers_without_a_weight_of_their_own_keep_their_least() -> None:
+    assert proportional({"a": 0, "b": 0}, 3, {"a": 2, "b": 1}, {"a": 5, "b": 5}) == {"a": 2, "b": 1}
+    with pytest.raises(ValueError, match=r"cannot keep 4 weights"):
+        proportional({"a": 0, "b": 0}, 4, {"a": 2, "b": 1}, {"a": 5, "b": 5})
+
+
+def test_a_mask_with_too_few_weights_for_the_layers_is_refused() -> None:
+    scores = {"a": torch.rand(4), "b": torch.rand(4)}
+    within = {"a": torch.tensor([True, False, False, False]), "b": torch.zeros(4, dtype=torch.bool)}
+    with pytest.raises(ValueError, match=r"^within keeps 1 weights, fewer than 4$"):
+        pai.select(scores, 0.5, scope="layer", within=within)
+
+
+def test_a_budget_that_was_given_is_named_so() -> None:
+    with pytest.raises(ValueError, match=r"^scope: the given mask keeps 2 of 4 weights"):
+        copied_budget({"a": torch.tensor([[True, False], [True, False]])}).check_total(
+            {"a": (2, 2)}, 1
+        )

@@ -1,5 +1,6 @@
 """Effective weights of any network, against changing entries one by one."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -286,6 +287,25 @@ def test_an_effective_sparsity_is_reached_with_the_fewest_weights() -> None:
         == 112
         == sum(int(k.sum()) for k in dense.values())
     )
+
+
+def test_in_a_single_layer_every_count_is_reached_and_the_masks_tried_are_counted() -> None:
+    model = nn.Linear(5, 4)
+    connectivity = Connectivity(model, torch.zeros(1, 5))
+    scores = {"weight": torch.rand(4, 5)}
+    for wanted in range(1, 21):
+        asked: list[float] = []
+
+        def choose(sparsity: float, asked: list[float] = asked) -> dict[str, Tensor]:
+            asked.append(sparsity)
+            return select(scores, sparsity)
+
+        mask, reached = reach_effective(choose, connectivity, 1 - wanted / 20)
+        assert reached.wanted == reached.effective == reached.kept == int(mask["weight"].sum())
+        assert reached.wanted == wanted
+        assert reached.tried == len(asked) - 1 == len(set(asked[1:]))  # the first is the dense one
+        # each look halves the candidates: all counts from the wanted one to all weights
+        assert reached.tried <= math.ceil(math.log2(20 - wanted + 1))
 
 
 def test_a_run_prunes_to_an_effective_sparsity(tmp_path: Path) -> None:
