@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pai
+from pai.masking import surrogates
 from pai.masking.effective import effective_kept
 from pai.masking.surrogates import NotDefinedError
 
@@ -47,8 +48,8 @@ VECTOR: dict[str, Op] = {  # of 8 entries
     "where": lambda x: torch.where(EVEN, x, x.flip(1)),
     "where, a constant": lambda x: torch.where(EVEN, x, 0.0),
     "where, the condition is the input's": lambda x: torch.where(x > 0, 2 * x, x),
-    "masked_fill": lambda x: x.masked_fill(EVEN, 0.0),
-    "masked_fill, product": lambda x: x.masked_fill(EVEN, 1.5) * x.flip(1),
+    "masked_fill": lambda x: x.masked_fill(EVEN, 0.0) * x.flip(1),
+    "masked_fill with a value": lambda x: x.masked_fill(EVEN, 1.5) * x.flip(1),
     "pad": lambda x: F.pad(x[:, 2:], (1, 1)) * x,
     "pad with a value": lambda x: F.pad(x[:, 2:], (1, 1), value=3.0) * x,
     "index": lambda x: x[:, ORDER],
@@ -207,12 +208,33 @@ def _roomy(op: Op) -> Op:
     return lambda x: op(x).repeat(1, 1, *(2 if size < 2 else 1 for size in op(x).shape[2:]))
 
 
+def test_strides_may_be_renamed_and_nothing_else() -> None:
+    rule, aten = surrogates.surrogate, torch.ops.aten
+    for shape in ((1, 3, 1), (1, 1), (5,)):  # strides of axes of length 1 say nothing
+        x = torch.rand(shape)
+        assert rule(aten.as_strided.default, (x, list(shape), [7] * len(shape)), {}) is x
+    for before, after in (((2, 3), [2, 3]), ((6,), [3]), ((1, 4), [4, 1]), ((2, 2), [2, 2])):
+        with pytest.raises(NotDefinedError, match=r"^as_strided that does more than rename"):
+            rule(aten.as_strided.default, (torch.rand(before), after, [1] * len(after)), {})
+
+
+def test_batch_norm_without_training_is_batch_norm_with_fixed_statistics() -> None:
+    x, scale = torch.eye(3).reshape(1, 3, 3), torch.tensor([1.0, 0, 1])
+    rest = (None, torch.zeros(3), torch.ones(3))
+    fixed = torch.ops.aten._native_batch_norm_legit_no_training.default
+    (found,) = surrogates.surrogate(fixed, (x, scale, *rest, 0.1, 1e-5), {})
+    (truth,) = surrogates.surrogate(
+        torch.ops.aten.native_batch_norm.default, (x, scale, *rest, False, 0.1, 1e-5), {}
+    )
+    assert torch.equal(found, truth) and torch.equal(found, x * scale[None, :, None])
+
+
 @pytest.mark.parametrize(
     ("op", "reason"),
     [
-        (lambda x: F.max_pool2d(x, 2, dilation=2), "dilation"),
+        (lambda x: F.max_pool2d(x, 2, dilation=2), "^max pooling with dilation has no rule$"),
         (lambda x: x[:, x.sum((0, 2, 3)).argsort()], "aten.sort"),
-        (lambda x: x.as_strided((2, 4, 5, 5), (144, 36, 6, 1)), "strides"),
+        (lambda x: x.as_strided((len(x), 4, 4, 5), (144, 36, 6, 1)), "rename strides"),
         (lambda x: x.flatten(1)[:, x.sum((0, 1, 2)).long()], "positions that depend on the input"),
         (lambda x: torch.zeros_like(x).scatter_add(1, x.long(), x), "positions that depend"),
     ],
