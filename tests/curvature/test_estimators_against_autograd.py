@@ -192,3 +192,19 @@ def test_parameters_without_a_rule_are_announced_and_no_others(case: Case) -> No
     said = [str(w.message) for w in caught if "per-sample rule" in str(w.message)]
     expected = f"no fast per-sample rule for {', '.join(case.slow)}: one backward pass per sample"
     assert [text.startswith(expected) for text in said] == ([True] if case.slow else [])
+
+
+def test_an_embedding_s_padding_has_no_gradient_and_needs_no_slow_path() -> None:
+    case = next(case for case in CASES if case.name == "embedding")
+    model, x, y = case.problem()
+    parameters = {"embed.weight": model.get_parameter("embed.weight")}
+    assert model.get_submodule("embed").padding_idx in x
+    truth = per_sample_gradients(model, parameters, x, y, 1.0).square().mean(0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "no fast per-sample rule")
+        found = pai.curvature_diagonal(
+            model, [(x, y)], estimator="empirical_fisher", parameters=parameters
+        )
+    assert_equal(flatten(found), truth)
+    assert found["embed.weight"].dtype == torch.float64
+    assert not found["embed.weight"][1].any() and found["embed.weight"][[0, 2]].all()
