@@ -1,0 +1,76 @@
+"""The jobs that a sweep has given to submitit: waiting for them, and how those of SLURM ended."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from pai.errors import RunError, first_line
+
+SLURM = "submitit_slurm"
+_SUFFIX = "_submitted.pkl"
+
+
+@contextlib.contextmanager
+def none_forgotten(launcher: str, options: Any, ends: list[str]) -> Iterator[None]:
+    """Around the launch of jobs: wait for all of them where submitit stops at a killed one.
+
+    Args:
+        launcher: the choice of ``hydra/launcher``; nothing happens for those of other packages.
+        options: its options; ``submitit_folder`` is where the files of the jobs are.
+        ends: becomes what SLURM says of each job, in their order, if one was killed.
+
+    Raises:
+        RunError: SLURM has not taken the jobs.
+    """
+    if not launcher.startswith("submitit"):
+        yield
+        return
+    folder = str(options.submitit_folder)
+    before = submitted(folder)
+    try:
+        yield
+    except KeyboardInterrupt:
+        arrays = {number.split("_")[0] for number in submitted(folder) - before}
+        if launcher == SLURM and arrays:
+            command = " ".join(["scancel", *sorted(arrays)])
+            print(f"the jobs in the queue go on; {command} ends them", file=sys.stderr)
+        raise
+    except Exception as error:
+        new = submitted(folder) - before
+        if launcher != SLURM:
+            _wait_for_local(new)
+        elif new:
+            ends += _wait_for_slurm(folder, new)
+        else:
+            raise RunError(f"hydra.launcher: SLURM took no job: {first_line(error)}") from error
+        raise
+
+
+def submitted(folder: str) -> set[str]:
+    """Return the numbers of all jobs that have files in submitit's ``folder`` (with its ``%j``).
+
+    A job of an array has the number ``7_0``, any other one ``7``, or its process id if it is local.
+    """
+    from submitit.core.utils import JobPaths
+
+    root = JobPaths.get_first_id_independent_folder(folder)
+    return {path.name.removesuffix(_SUFFIX) for path in root.rglob(f"*{_SUFFIX}")}
+
+
+def _wait_for_local(numbers: set[str]) -> None:
+    for number in numbers:  # children of this process
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(int(number), 0)
+
+
+def _wait_for_slurm(folder: str, numbers: set[str]) -> list[str]:
+    """Wait until SLURM is done with the jobs of an array; return what it says of each."""
+    from submitit import SlurmJob
+
+    places = sorted(numbers, key=lambda number: [int(part) for part in number.split("_")])
+    jobs = [SlurmJob(folder, number) for number in places]
+    for job in jobs:
+        job.wait()
+    return [f"SLURM: job {job.job_id} {job.state}, output in {job.paths.stderr}" for job in jobs]
