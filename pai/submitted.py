@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +12,7 @@ from pai.errors import RunError, first_line
 
 SLURM = "submitit_slurm"
 _SUFFIX = "_submitted.pkl"
+_MOST_SECONDS = 60  # between two looks
 
 
 @contextlib.contextmanager
@@ -30,7 +33,8 @@ def none_forgotten(launcher: str, options: Any, ends: list[str]) -> Iterator[Non
     folder = str(options.submitit_folder)
     before = submitted(folder)
     try:
-        yield
+        with _queue_asked_too() if launcher == SLURM else contextlib.nullcontext():
+            yield
     except KeyboardInterrupt:
         arrays = {number.split("_")[0] for number in submitted(folder) - before}
         if launcher == SLURM and arrays:
@@ -42,7 +46,8 @@ def none_forgotten(launcher: str, options: Any, ends: list[str]) -> Iterator[Non
         if launcher != SLURM:
             _wait_for_local(new)
         elif new:
-            ends += _wait_for_slurm(folder, new)
+            with _queue_asked_too():
+                ends += _wait_for_slurm(folder, new)
         else:
             raise RunError(f"hydra.launcher: SLURM took no job: {first_line(error)}") from error
         raise
@@ -74,3 +79,42 @@ def _wait_for_slurm(folder: str, numbers: set[str]) -> list[str]:
     for job in jobs:
         job.wait()
     return [f"SLURM: job {job.job_id} {job.state}, output in {job.paths.stderr}" for job in jobs]
+
+
+@contextlib.contextmanager
+def _queue_asked_too() -> Iterator[None]:
+    """Let submitit look into SLURM's queue, not only into its accounting.
+
+    A cluster without accounting, or a job that was cancelled before it began, would otherwise be
+    waited for without end.
+    """
+    from submitit import SlurmJob
+    from submitit.slurm.slurm import SlurmInfoWatcher
+
+    class Watcher(SlurmInfoWatcher):
+        def update(self) -> None:
+            waiting = self._registered - self._finished
+            command = self._make_command()
+            if command is None:
+                return
+            self._num_calls += 1
+            self._info_dict |= self.read_info(_answer(command) or "")
+            queue = _answer(["squeue", "-h", "-r", "-o", "%i", "-u", str(os.getuid())])
+            if queue is not None:
+                for number in waiting - set(queue.split()):
+                    if not self.is_done(number, mode="cache"):
+                        self._info_dict[number] = {"State": "left the queue"}
+            self._last_status_check = time.time()
+            self._finished |= {n for n in waiting if self.is_done(n, mode="cache")}
+
+    before, SlurmJob.watcher = SlurmJob.watcher, Watcher(delay_s=_MOST_SECONDS)
+    try:
+        yield
+    finally:
+        SlurmJob.watcher = before
+
+
+def _answer(command: list[str]) -> str | None:
+    """Return what a command prints, or nothing if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else None
