@@ -75,7 +75,7 @@ def _wait_for_slurm(folder: str, numbers: set[str]) -> list[str]:
     from submitit import SlurmJob
 
     places = sorted(numbers, key=lambda number: [int(part) for part in number.split("_")])
-    jobs = [SlurmJob(folder, number) for number in places]
+    jobs: list[SlurmJob[Any]] = [SlurmJob(folder, number) for number in places]
     for job in jobs:
         job.wait()
     return [f"SLURM: job {job.job_id} {job.state}, output in {job.paths.stderr}" for job in jobs]

@@ -104,12 +104,7 @@ def test_concurrent_jobs_at_several_sparsities_score_once(tmp_path: Path) -> Non
 
 @pytest.mark.faults
 def test_an_interrupted_sweep_of_processes_ends_with_its_table(tmp_path: Path) -> None:
-    ways = [
-        "interrupt",
-        "wait",
-        "wait2",
-        "wait3",
-    ]  # nothing ends by itself, however slow the machine
+    ways = ["interrupt", "wait", "wait2", "wait3"]  # none ends by itself on a slow machine
     done = sweep(tmp_path, ways, "hydra.launcher.n_jobs=2", launcher="joblib")
     assert done.returncode == 1, done.stderr
     assert len(states(done)) == 4
