@@ -1,6 +1,7 @@
 """The table as LaTeX, in booktabs' style."""
 
-from pai.reports.grid import Grid, Key
+from pai.reports.grid import Grid, Key, Row
+from pai.reports.series import row_runs
 from pai.reports.table import MISSING, remarks, shown
 
 _TEX = {
@@ -22,7 +23,7 @@ def latex(grid: Grid, caption: str, label: str) -> str:
     counts = [len(cell.values) for cell in grid.cells.values()]
     usual = max(set(counts), key=counts.count, default=0)
     body = [
-        [tex_text(row.label), *(_cell(grid, (row.key, column), usual) for column in grid.columns)]
+        [_name(grid, row), *(_cell(grid, (row.key, column), usual) for column in grid.columns)]
         for row in grid.rows
     ]
     keys = [
@@ -47,6 +48,11 @@ def latex(grid: Grid, caption: str, label: str) -> str:
 def tex_text(text: str) -> str:
     """Return ``text`` so that LaTeX prints it as it is."""
     return "".join(_TEX.get(letter, letter) for letter in " ".join(text.split()))
+
+
+def _name(grid: Grid, row: Row) -> str:
+    dense = any(run.dense for run in row_runs(grid, row))
+    return tex_text(row.label) + " (dense)" * dense
 
 
 def _caption(grid: Grid, caption: str, usual: int) -> str:

@@ -59,7 +59,7 @@ def test_the_cells_say_mean_spread_best_collapse_and_what_is_missing(tmp_path: P
         r"scorer & 0.9 & 0.98 \\",
     ]
     (reference,) = between(text, r"\midrule", r"\midrule")
-    assert reference.startswith("none & 99.0 ")
+    assert reference.startswith("none (dense) & 99.0 ")
     rows = between(text[text.rindex(r"\midrule") :], r"\midrule", r"\bottomrule")
     assert rows[:3] == [
         r"hts & \textbf{92.0} {\scriptsize $\pm$ 2.8} & 50.0 {\scriptsize ($n=1$)}"
