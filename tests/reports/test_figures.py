@@ -119,7 +119,7 @@ def test_scores_from_the_cache_count_with_the_time_of_the_run_that_computed_them
     def taking(seconds: float) -> dict[str, Any]:
         return {"timing_s": {"score": seconds}}
 
-    after_training = {
+    after_training: dict[str, Any] = {
         "choices": {"baseline": "pretrain"}, "config": {"baseline": {"_target_": "mine.Own"}},
     }  # fmt: skip
     write(
