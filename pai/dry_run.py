@@ -33,7 +33,8 @@ def describe(jobs: Sequence[Job], plans: Sequence[Plan]) -> str:
             f"{_flops(cost.train)} training"
         )  # fmt: skip
         lines.append(f"{state:12} {job.run_dir}{note}")
-        lines.append(f"{'':12} {job.name}")
+        if not set(job.run_dir.name.split(",")) <= set(job.name.split(",")):  # cut, or escaped
+            lines.append(f"{'':12} {job.name}")
     lines += [
         "",
         f"{len(jobs)} jobs: {len(jobs) - todo} done, {todo} to run",
@@ -47,9 +48,9 @@ def describe(jobs: Sequence[Job], plans: Sequence[Plan]) -> str:
         if speed is None:
             speed = measured_speed(plans[0], estimator.forward(plans[0]))
             source = f"training steps of the first job's network just now on {plans[0].device}"
-        hours = (score + train) / speed / 3600
+        time = _duration((score + train) / speed)
         lines.append(
-            f"estimate: {hours:.2g} hours for one job after another, at {_flops(speed)}/s, from "
+            f"estimate: {time} for one job after another, at {_flops(speed)}/s, from "
             f"{source}; start-up, loading and evaluation are not in it"
         )
     return "\n".join(lines)
@@ -57,6 +58,13 @@ def describe(jobs: Sequence[Job], plans: Sequence[Plan]) -> str:
 
 def _unshared(cost: JobCost, known: set[str]) -> float:
     return 0.0 if cost.shared and set(cost.shared) <= known else cost.score
+
+
+def _duration(seconds: float) -> str:
+    units = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
+    size, unit = next((s, u) for s, u in units if seconds >= 2 * s or s == 1)
+    amount = seconds / size
+    return f"{amount:.{0 if amount >= 10 else 1}f} {unit}"
 
 
 def _flops(number: float) -> str:

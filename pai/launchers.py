@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 
 from pai.errors import ConfigError
 
@@ -15,7 +16,7 @@ _EXTRAS = {
 
 
 def check_launcher(name: str) -> None:
-    """Raise :class:`ConfigError` with the command that installs what a launcher needs."""
+    """Raise :class:`ConfigError` with what installs or provides what a launcher needs."""
     package, extra = _EXTRAS.get(name, ("hydra", ""))
     try:
         found = importlib.util.find_spec(package) is not None
@@ -25,6 +26,11 @@ def check_launcher(name: str) -> None:
         raise ConfigError(
             f"hydra/launcher: {name} needs an extra that is not installed: "
             f"pip install 'pai[{extra}]', or choose basic"
+        )
+    if name == "submitit_slurm" and shutil.which("sbatch") is None:
+        raise ConfigError(
+            "hydra/launcher: submitit_slurm needs SLURM's command sbatch, which is not on this "
+            "machine; start from a login node, or choose joblib"
         )
 
 

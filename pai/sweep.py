@@ -5,9 +5,7 @@ launcher runs the jobs, nor how these end.
 """
 
 import argparse
-import contextlib
 import logging
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -16,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from pai.compose import Job, opened, quoted
-from pai.errors import ConfigError, first_line
+from pai.errors import ConfigError, RunError, first_line
 from pai.job import Task
 from pai.records import is_held, read_record, write_record
 from pai.reports.sweep import sweep_table
+from pai.submitted import SLURM, none_forgotten
 
 KILLED = "the process of the job was killed, by hand, by the system (memory?) or by its launcher"
 _POLL_S = 0.5
@@ -37,12 +36,15 @@ def run_sweep(arguments: argparse.Namespace, jobs: Sequence[Job]) -> int:
         elif waiting:
             _launch_all(arguments, waiting, reasons)
     except KeyboardInterrupt:
-        queued = "; jobs in the queue go on" if jobs[0].launcher == "submitit_slurm" else ""
-        print(f"interrupted{queued}", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
+        waiting = [job for job in waiting if job.launcher != SLURM]  # its jobs go on
     except SystemExit as error:  # one of several processes of torchrun failed
         _log.debug("the sweep ends: %s", error)
-    for job in _dead(jobs):
-        _bury(job)
+    except RunError as error:
+        print(f"run error: {error}", file=sys.stderr)
+        return 1
+    for job in _dead(waiting):
+        _bury(job, reasons)
     table, failed = sweep_table([job.run_dir for job in jobs], reasons)
     print(table)
     if failed:
@@ -93,7 +95,7 @@ def _launch(arguments: argparse.Namespace, jobs: Sequence[Job], reasons: _Reason
         master = hydra.compose_config(
             name, [*overrides, *fixed], RunMode.MULTIRUN, with_log_configuration=True
         )
-        hydra_context, started = HydraContext(hydra.config_loader, _callbacks(master)), time.time()
+        hydra_context = HydraContext(hydra.config_loader, _callbacks(master))
         hydra_context.callbacks.on_multirun_start(config=master, config_name=name)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(master, folder / "multirun.yaml")
@@ -106,12 +108,16 @@ def _launch(arguments: argparse.Namespace, jobs: Sequence[Job], reasons: _Reason
             for job in jobs
         ]  # fmt: skip
         returned: Sequence[JobReturn] = []
+        ends: list[str] = []
         try:
-            returned = launcher.launch(chosen, initial_job_idx=0)
+            with none_forgotten(jobs[0].launcher, master.hydra.launcher, ends):
+                returned = launcher.launch(chosen, initial_job_idx=0)
+        except RunError:
+            raise
         except Exception as error:  # noqa: BLE001  (a killed job, or no cluster; in the table)
             _log.info("the launcher: %s: %s", type(error).__name__, first_line(error))
-            _wait_for_submitit(folder / ".submitit", since=started)
             reasons |= {job.run_dir: f"{type(error).__name__}: {first_line(error)}" for job in jobs}
+            reasons |= dict(zip((job.run_dir for job in jobs), ends, strict=False))
             return isinstance(error, BrokenProcessPool) or _is_ray_crash(error)
         for job, result in zip(jobs, returned, strict=True):
             if result.status == JobStatus.FAILED:
@@ -147,22 +153,6 @@ def _is_ray_crash(error: Exception) -> bool:
     )
 
 
-def _wait_for_submitit(folder: Path, since: float) -> None:
-    """Wait for the jobs of a submitit launcher that were submitted ``since``.
-
-    The launcher stops waiting at the first job that was killed; the others go on.
-    """
-    recent = [path for path in folder.glob("*") if path.stat().st_mtime >= since]
-    for path in recent:
-        if path.name.isdecimal():  # of the local executor: a child of this process
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(int(path.name), 0)
-        elif "_" in path.name:  # one of an array
-            from submitit import SlurmJob
-
-            SlurmJob(path, path.name).wait()
-
-
 def _status(job: Job) -> str:
     record = read_record(job.run_dir)
     return "not started" if record is None else str(record["status"])
@@ -178,8 +168,10 @@ def _dead(jobs: Sequence[Job]) -> list[Job]:
     return [j for j in jobs if _status(j) == "running" and not is_held(j.run_dir)]
 
 
-def _bury(job: Job) -> None:
+def _bury(job: Job, reasons: _Reasons) -> None:
     record = read_record(job.run_dir)
     if record is None:
         raise ConfigError(f"hydra.sweep.dir: {job.run_dir} was removed while its job ran")
-    write_record(job.run_dir, record | {"status": "failed", "error": KILLED})
+    said = reasons.get(job.run_dir, "") if job.launcher == SLURM else ""
+    error = f"{KILLED}; {said}" if said else KILLED
+    write_record(job.run_dir, record | {"status": "failed", "error": error})

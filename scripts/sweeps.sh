@@ -6,6 +6,7 @@
 # Each JOBS (quoted; "": the grid of conf/experiment/EXPERIMENT.yaml) is overrides of one sweep;
 # OPTIONS in the environment are overrides of all, PYTHON is the interpreter. Failed jobs (exit code
 # 1) keep neither the others nor the report from being made. Run again, only what is missing is run.
+# With --dry-run in OPTIONS the jobs are listed, and there is no report.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3} experiment=$1 folder=$2 code=0
@@ -16,7 +17,7 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
 	if [ "$code" -gt 1 ]; then exit "$code"; fi
 	shift
 done
-if [ $# -gt 0 ]; then
+if [ $# -gt 0 ] && [[ " ${OPTIONS:-} " != *" --dry-run "* ]]; then
 	shift
 	"$python" scripts/report.py "$folder" "$@" || code=$?
 fi

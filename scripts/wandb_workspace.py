@@ -1,7 +1,7 @@
 """Build a saved W&B workspace for the runs of a project: ``python scripts/wandb_workspace.py``.
 
-It has the runs grouped by sweep and scorer, accuracy against sparsity, time and epoch, and a
-parallel-coordinates view. ``pip install 'pai[dashboard]'`` and ``wandb login`` come first.
+It has the runs grouped by sweep, scorer and sparsity, accuracy against sparsity, time and epoch,
+and a parallel-coordinates view. ``pip install 'pai[dashboard]'`` and ``wandb login`` come first.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from typing import Any
 AXES = ("scorer", "sparsity", "warmup", "model", "seed", "mask/effective_sparsity", "score_s",
         "train_s", "test_accuracy")  # fmt: skip
 LOGARITHMIC = ("score_s", "train_s")
+MOST_LINES = 100  # of a panel; W&B's own default of 10 would hide all further scorers and cells
 
 
 def workspace(entity: str, project: str, name: str) -> Any:
@@ -66,8 +67,10 @@ def workspace(entity: str, project: str, name: str) -> Any:
             ws.Section(name="Results", panels=results, is_open=True),
             ws.Section(name="Training", panels=training, is_open=True),
         ],
+        settings=ws.WorkspaceSettings(max_runs=MOST_LINES),
         runset_settings=ws.RunsetSettings(
-            groupby=[ws.Metric("Group"), ws.Metric("JobType")],
+            # Panels average over the groups of the list: over seeds, not over sparsities.
+            groupby=[ws.Metric("Group"), ws.Metric("JobType"), ws.Config("sparsity")],
             order=[ws.Ordering(ws.Summary("test_accuracy"), ascending=False)],
         ),
     )

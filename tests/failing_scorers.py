@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ def _stop_in_exec() -> None:
 _WAYS: dict[str, Callable[[], None]] = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "preempt_once": lambda: _once(lambda: os.kill(os.getpid(), signal.SIGUSR2)),
+    "wait": lambda: time.sleep(60),
     "interrupt": lambda: os.killpg(os.getpgid(0), signal.SIGINT),
     "stop_in_exec": _stop_in_exec,
     "raise": _fail,
@@ -38,10 +40,10 @@ _WAYS: dict[str, Callable[[], None]] = {
 
 @dataclass(frozen=True)
 class Ending(Magnitude):
-    """Magnitude, unless ``how`` is one of the ways to end badly."""
+    """Magnitude, unless ``how`` is one of the ways to end badly, with any number behind it."""
 
     how: str = "well"
 
     def score(self, *arguments: Any, **options: Any) -> Named:
-        _WAYS.get(self.how, lambda: None)()
+        _WAYS.get(self.how.rstrip("0123456789"), lambda: None)()
         return super().score(*arguments, **options)

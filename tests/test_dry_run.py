@@ -7,7 +7,7 @@ import pytest
 from tiny import TINY, jobs, plan, tiny_run
 
 from pai.cli import _command, register_resolvers
-from pai.dry_run import describe
+from pai.dry_run import _duration, describe
 from pai.estimate import Estimator
 from pai.plan import prepare
 
@@ -24,8 +24,24 @@ def test_a_dry_run_lists_the_jobs_and_leaves_nothing(
     assert text.count("missing") == 4
     assert "4 jobs: 0 done, 4 to run" in text
     assert "2 score computations" in text
-    assert re.search(r"estimate: \S+ hours .* just now on cpu", text)
+    assert re.search(r"estimate: \S+ seconds .* just now on cpu", text)
+    assert len([line for line in text.splitlines() if "scorer=snip" in line]) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(33.3, "33 seconds"), (119.0, "119 seconds"), (180.0, "3.0 minutes"),
+     (36_000.0, "10 hours"), (864_000.0, "10 days")],
+)  # fmt: skip
+def test_a_time_is_told_in_a_unit_that_fits(seconds: float, text: str) -> None:
+    assert _duration(seconds) == text
+
+
+def test_overrides_that_the_directory_does_not_show_have_a_line(tmp_path: Path) -> None:
+    found = jobs("-m", *TINY, "scoring.cache_dir=a/b", "seed=0,1", f"hydra.sweep.dir={tmp_path}")
+    text = describe(found, [prepare(job.config) for job in found])
+    assert text.count("scoring.cache_dir=a_b") == text.count("scoring.cache_dir=a/b") == 2
 
 
 def test_done_jobs_cost_nothing_and_tell_the_speed(tmp_path: Path) -> None:

@@ -104,12 +104,11 @@ def test_concurrent_jobs_at_several_sparsities_score_once(tmp_path: Path) -> Non
 
 @pytest.mark.faults
 def test_an_interrupted_sweep_of_processes_ends_with_its_table(tmp_path: Path) -> None:
-    ways = ["interrupt", "well", "well2", "well3"]
+    ways = ["interrupt", "wait", "wait2", "wait3"]  # none ends by itself on a slow machine
     done = sweep(tmp_path, ways, "hydra.launcher.n_jobs=2", launcher="joblib")
     assert done.returncode == 1, done.stderr
     assert len(states(done)) == 4
-    assert "running" not in states(done)
-    assert "not started" in states(done)
+    assert set(states(done)) == {"failed", "not started"}, done.stdout
     assert "interrupted" in done.stderr
 
 

@@ -58,11 +58,14 @@ class Run:
     def choice(self, group: str) -> str:
         """Return the name of the YAML file that ``group`` came from, or ``none``.
 
-        A run that was started without choices (from Python) has the name of its component.
+        A run that was started without choices (from Python) has the name of its component; a
+        baseline that trains nothing is none.
         """
         chosen = self.part("choices").get(group)
         if chosen is None:
             node = self.part("config").get(group)
+            if group == "baseline" and isinstance(node, dict) and node.get("epochs") == 0:
+                return NONE
             target = node.get("_target_") if isinstance(node, dict) else None
             return str(target).rpartition(".")[2] if target else NONE
         return str(chosen)

@@ -191,11 +191,13 @@ def _histogram(axes: Axes, look: Style, histogram: Any) -> None:
 def time_figure(collection: Collection, grid: Grid) -> Figure | None:
     """Draw the metric against the time that scoring took, one panel per sparsity.
 
-    Scores from the cache count with the time that the run needed which computed them.
+    Scores from the cache count with the time that the run needed which computed them. References
+    are not in it: what pruning after training costs is the training.
     """
     seconds = scoring_seconds(collection)
     times = {}
-    for row in grid.rows:
+    competing = [row for row in grid.rows if not row.reference]
+    for row in competing:
         known = [t for run in row_runs(grid, row) if (t := seconds[run.folder]) is not None]
         if known:
             times[row.key] = max(statistics.median(known), 1e-4)
@@ -226,10 +228,7 @@ def time_figure(collection: Collection, grid: Grid) -> Figure | None:
         axes.grid(color="0.92", linewidth=0.5)
     for axes in panels[len(columns) :]:
         axes.set_visible(False)
-    untimed = [
-        row.label for row in grid.rows
-        if row.key not in times and any(not run.dense for run in row_runs(grid, row))
-    ]  # fmt: skip
+    untimed = [row.label for row in competing if row.key not in times and row_runs(grid, row)]
     note = (
         f"\nnot shown, scores from a cache filled elsewhere: {', '.join(untimed)}"
         if untimed

@@ -1,4 +1,4 @@
-"""Tables as Markdown, LaTeX and CSV."""
+"""Tables as Markdown and CSV."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +9,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MISSING = "missing"
-_TEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}",
-}  # fmt: skip
 
 
 def markdown(grid: Grid) -> str:
@@ -44,37 +39,6 @@ def remarks(grid: Grid) -> list[str]:
         seeds = ", ".join(str(seed) for seed in cell.seeds)
         lines.append(f"missing: {cell.row}, {cell.column}: seed {seeds}")
     return lines
-
-
-def latex(grid: Grid, caption: str, label: str) -> str:
-    r"""Return a LaTeX table in booktabs' style; it needs ``\usepackage{booktabs}``.
-
-    The number of seeds is in the caption; cells with another number say theirs. A dagger counts
-    collapsed layers.
-    """
-    import pandas as pd
-
-    counts = [len(cell.values) for cell in grid.cells.values()]
-    usual = max(set(counts), key=counts.count, default=0)
-    body = [
-        [_latex_cell(grid, (row.key, column), usual) for column in grid.columns]
-        for row in grid.rows
-    ]
-    frame = pd.DataFrame(
-        body,
-        index=[tex_text(row.label) for row in grid.rows],
-        columns=[tex_text(grid.column_label(column)) for column in grid.columns],
-    )
-    told = (
-        f"{tex_text(caption)} Mean and sample standard deviation over {usual} seeds unless noted; "
-        f"bold: the best of a column and what a paired bootstrap over seeds cannot tell from it; "
-        r"$\dagger k$: $k$ layers lost every weight, summed over the seeds."
-    )
-    text: str = frame.style.to_latex(
-        hrules=True, column_format="l" + "r" * len(grid.columns), caption=told,
-        label=f"tab:{_label(label)}", position_float="centering",
-    )  # fmt: skip
-    return text
 
 
 def cell_frame(grid: Grid) -> "pd.DataFrame":
@@ -149,30 +113,6 @@ def _markdown_cell(grid: Grid, place: tuple[Key, Key]) -> str:
         text = f"**{text}**"
     note = f", {cell.collapsed} collapsed layer{'s' * (cell.collapsed > 1)}" * bool(cell.collapsed)
     return f"{text} (n={len(cell.values)}{note})"
-
-
-def _latex_cell(grid: Grid, place: tuple[Key, Key], usual: int) -> str:
-    cell = grid.cells.get(place)
-    if cell is None:
-        return MISSING
-    mean, spread = shown(grid, cell)
-    text = rf"\textbf{{{mean}}}" if place in grid.bold else mean
-    if spread:
-        text += rf" {{\scriptsize $\pm$ {spread}}}"
-    if len(cell.values) != usual:
-        text += rf" {{\scriptsize ($n={len(cell.values)}$)}}"
-    if cell.collapsed:
-        text += rf" {{\scriptsize $\dagger {cell.collapsed}$}}"
-    return text
-
-
-def _label(name: str) -> str:
-    return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)
-
-
-def tex_text(text: str) -> str:
-    """Return ``text`` so that LaTeX prints it as it is."""
-    return "".join(_TEX.get(letter, letter) for letter in " ".join(text.split()))
 
 
 def markdown_text(text: str) -> str:

@@ -10,7 +10,8 @@ from pai.reports.collect import Collection
 from pai.reports.consistency import check_keys
 from pai.reports.extra import require
 from pai.reports.grid import Grid, Layout, build_grid
-from pai.reports.table import cell_frame, latex, markdown, remarks, run_frame
+from pai.reports.latex import latex
+from pai.reports.table import cell_frame, markdown, remarks, run_frame
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -105,6 +105,15 @@ def test_a_choice_that_is_missing_is_none_or_the_component(tmp_path: Path) -> No
     assert run.value("nothing.there") == "none"
 
 
+@pytest.mark.parametrize(("epochs", "reference"), [(0, False), (None, True), (3, True)])
+def test_without_choices_a_baseline_is_one_that_trains(
+    epochs: int | None, reference: bool, tmp_path: Path
+) -> None:
+    node = {"_target_": "pai.masking.rounds.TrainAndPrune", "rounds": 1, "epochs": epochs}
+    (run,) = collect(write(tmp_path, record(choices=..., config={"baseline": node}))).runs
+    assert run.baseline is reference
+
+
 @pytest.mark.parametrize(
     ("changes", "same"),
     [

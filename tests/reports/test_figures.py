@@ -119,6 +119,9 @@ def test_scores_from_the_cache_count_with_the_time_of_the_run_that_computed_them
     def taking(seconds: float) -> dict[str, Any]:
         return {"timing_s": {"score": seconds}}
 
+    after_training: dict[str, Any] = {
+        "choices": {"baseline": "pretrain"}, "config": {"baseline": {"_target_": "mine.Own"}},
+    }  # fmt: skip
     write(
         tmp_path,
         record("hts", 0.9, 0, **entries(a=False), **taking(8.0)),
@@ -127,14 +130,18 @@ def test_scores_from_the_cache_count_with_the_time_of_the_run_that_computed_them
         record("snip", 0.9, 0, **taking(0.5)),
         record("none", 0.0, 0),
         record("fts", 0.9, 0, **entries(a=True, gone=True), **taking(0.01)),
+        record("magnitude", 0.9, 0, **taking(0.01), **after_training),
     )
     collection = collect(tmp_path)
     found = {folder.name: seconds for folder, seconds in scoring_seconds(collection).items()}
     assert found == {
         "run0": 8.0, "run1": 8.0, "run2": None, "run3": 0.5, "run4": None, "run5": None,
+        "run6": 0.01,
     }  # fmt: skip
-    figure = time_figure(collection, build_grid(collection, Layout()))
+    grid = build_grid(collection, Layout())
+    figure = time_figure(collection, grid)
     assert figure is not None
+    assert {row.label for row in grid.rows if row.reference} == {"none", "pretrain"}
     shown = {c.get_label(): c[0].get_xdata()[0] for c in figure.axes[0].containers}
     assert shown == {"hts": 8.0, "snip": 0.5}
     assert figure.get_supxlabel().endswith("filled elsewhere: fts")

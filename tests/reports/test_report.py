@@ -119,7 +119,9 @@ def test_a_sweep_on_real_images_from_runs_to_report(
         "table.md", "table.tex", "table.csv", "runs.csv", "report.html", "report.md",
     }  # fmt: skip
     assert len(read(tmp_path / "report.html").links) == 4
-    assert "(n=2" in (tmp_path / "table.md").read_text()
+    table = (tmp_path / "table.md").read_text()
+    assert "| `gradient_scorer` |" in table
+    assert "(n=2" in table
 
 
 @pytest.mark.parametrize("script", ["table.py", "figures.py", "report.py"])

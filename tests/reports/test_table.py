@@ -12,7 +12,7 @@ from sweep_records import record, write
 
 from pai.reports.collect import collect
 from pai.reports.grid import Grid, Layout, build_grid
-from pai.reports.table import cell_frame, latex, markdown, markdown_code, remarks, tex_text
+from pai.reports.table import cell_frame, markdown, markdown_code, remarks
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 HOSTILE = r"a_b&c%d$e#f{g}h~i^j\k<l>|`m`"
@@ -55,30 +55,6 @@ def test_nothing_is_bold_if_there_is_one_seed(tmp_path: Path) -> None:
     made = grid(tmp_path, record("snip", 0.9, 0, 0.9), record("hts", 0.9, 0, 0.1))
     assert "**" not in markdown(made)
     assert remarks(made) == ["nothing is bold: no two rows have two seeds in common"]
-
-
-def test_latex_is_a_booktabs_table_with_escaped_names(tmp_path: Path) -> None:
-    runs = [*sweep(), *(record(HOSTILE, 0.9, s, 0.1) for s in (0, 1))]
-    text = latex(grid(tmp_path, *runs), "100 % of_it", "a_b%")
-    for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{tabular}{lrr}"):
-        assert text.count(rule) == 1
-    assert r"\textbf{92.0} {\scriptsize $\pm$ 2.8} & 50.0" in text
-    assert r"50.0 {\scriptsize ($n=1$)} {\scriptsize $\dagger 1$}" in text
-    assert r"snip & \textbf{91.5} {\scriptsize $\pm$ 0.7} & missing \\" in text
-    escaped = (
-        r"a\_b\&c\%d\$e\#f\{g\}h\textasciitilde{}i\textasciicircum{}j\textbackslash{}k"
-        r"\textless{}l\textgreater{}|`m`"
-    )
-    assert f"{escaped} & 10.0" in text
-    assert r"100 \% of\_it" in text
-    assert "over 2 seeds" in text
-    assert r"\label{tab:a-b-}" in text
-    body = text[text.index(r"\midrule") : text.index(r"\bottomrule")]
-    assert [line.replace(r"\&", "").count("&") for line in body.splitlines()[1:]] == [2] * 5
-
-
-def test_tex_text_has_one_line() -> None:
-    assert tex_text("a\n\\b") == r"a \textbackslash{}b"
 
 
 def test_a_hostile_name_stays_in_its_cell(tmp_path: Path) -> None:

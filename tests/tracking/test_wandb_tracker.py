@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 
 import pytest
 import wandb
-from tiny import environment, plan, record_in
+from tiny import plan, record_in
+from wandb_runs import history, isolate, read, runs_in, summary
 
 from pai.runner import run
 from pai.tracking.base import RunLabels
@@ -26,46 +26,9 @@ NOWHERE = "http://127.0.0.1:9"  # no server listens there
 OFFLINE = WandbTracker(project="trial", mode="offline", tags=["early"])
 
 
-def _isolate(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Keep W&B away from this machine's login and cache."""
-    for name in ("CONFIG", "CACHE", "DATA"):
-        patch.setenv(f"WANDB_{name}_DIR", str(folder / name.lower()))
-    patch.setenv("NETRC", str(folder / "no-netrc"))
-    for name in ("API_KEY", "MODE", "DIR", "BASE_URL", "PROJECT", "ENTITY", "RUN_GROUP", "TAGS"):
-        patch.delenv(f"WANDB_{name}", raising=False)
-
-
 @pytest.fixture(autouse=True)
 def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _isolate(monkeypatch, tmp_path / "home")
-
-
-def runs_in(run_dir: Path) -> list[Path]:
-    return sorted((run_dir / "wandb").glob("*run-*"))
-
-
-def read(folder: Path) -> dict[str, list[Any]]:
-    """Return the records of an offline run by type."""
-    done = subprocess.run(
-        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)],
-        env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    found: dict[str, list[Any]] = {}
-    for line in done.stdout.splitlines():
-        entry = json.loads(line)
-        found.setdefault(entry["type"], []).append(entry[entry["type"]])
-    return found
-
-
-def summary(records: dict[str, list[Any]]) -> dict[str, Any]:
-    merged: dict[str, Any] = {}
-    for entry in records["summary"]:
-        merged |= entry.get("update", {})
-    return merged
-
-
-def history(records: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    return [entry["item"] for entry in records["history"]]
+    isolate(monkeypatch, tmp_path / "home")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +36,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict
     """Run directory and W&B records of a whole tiny run."""
     folder = tmp_path_factory.mktemp("wandb")
     with pytest.MonkeyPatch.context() as patch:
-        _isolate(patch, folder / "home")
+        isolate(patch, folder / "home")
         tracker = WandbTracker(project="trial", mode="offline", tags=["early"], group=None)
         run(plan("scorer=snip", "training.epochs=2", tracker=tracker), folder / "run", LABELS)
     (written,) = runs_in(folder / "run")
