@@ -105,7 +105,7 @@ def compact(model: nn.Module, example: Tensor) -> fx.GraphModule:
 
 
 def _trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
-    """Return the graph of a copy of ``model`` in eval mode; see :func:`compact` for what it raises."""
+    """Return the graph of a copy of ``model`` in eval mode; :func:`compact` says what it raises."""
     network = copy.deepcopy(model).eval()
     try:
         traced = fx.symbolic_trace(network)
