@@ -54,7 +54,7 @@ def rewire(traced: fx.GraphModule) -> None:
         shape[node] = shape.get(source, node) if same or overwrites else node
         if overwrites:
             now[owner[node]] = node
-        node.target = _OUT_OF_PLACE.get(node.target, node.target)  # type: ignore[call-overload]
+        node.target = _OUT_OF_PLACE.get(node.target, node.target)
 
 
 def _is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
