@@ -1,4 +1,4 @@
-"""Print what methods gain over their altered masks: python scripts/sanity.py DIR"""
+"""Print what methods gain over their altered masks: ``python scripts/sanity.py DIR``."""
 
 import argparse
 import sys
