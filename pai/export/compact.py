@@ -114,12 +114,15 @@ def _trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
     rewire(traced)
     traced.recompile()
     noise = torch.randn(example[:1].shape, generator=torch.Generator().manual_seed(0)).to(example)
-    with torch.no_grad():
-        if not torch.allclose(traced(noise.clone()), network(noise.clone()), equal_nan=True):
-            raise ValueError(
-                "compact: the traced network computes something else; does it overwrite a tensor "
-                "that has two names (x += y where another variable is x, too)?"
-            )
+    try:
+        with torch.no_grad():
+            expected, found = network(noise.clone()), traced(noise.clone())
+        torch.testing.assert_close(found, expected, equal_nan=True)
+    except AssertionError as error:
+        raise ValueError(
+            "compact: the traced network computes something else; does it overwrite a tensor that "
+            "has two names (x += y where another variable is x, too)?"
+        ) from error
     return traced
 
 
