@@ -65,7 +65,7 @@ class Overwrites(nn.Module):
         y, z = self.a(x), self.b(x)
         alias = self.same(y)
         y.add_(z)  # alias is y, and so is the sum
-        y = y + alias + self.last(y)
+        y = alias + self.last(alias)
         y.mul_(self.c(x))
         F.relu(z, inplace=True)
         z = self.last(z) + F.relu(z) + z
@@ -83,7 +83,7 @@ class Reads(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y, z = self.a(x), self.b(F.relu(x))
-        y = self.relu(y) + self.relu(z) + y
+        y = self.relu(y) + self.relu(self.b(x)) + y
         y = torch.add(self.gate(x), y) + (x + y)
         return self.head(torch.flatten(y.relu() + torch.add(y, z, alpha=2), 1))
 
