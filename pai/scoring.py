@@ -88,8 +88,25 @@ def score_and_select(
     clock.add(score=seconds["score"], mask=seconds["both"] - seconds["score"])
     entries = [] if memo is None else memo.entries
     record["scoring"] |= {"cached": any(entry["hit"] for entry in entries), "cache": entries}
+    record["scoring"] |= {"zero_scores": _zero_scores(scores, mask, output)}
     output.scores(scores, keep=config["scoring"]["save_scores"])
     return mask
+
+
+def _zero_scores(scores: Mapping[str, Tensor], mask: Mask, output: Output) -> dict[str, int]:
+    """Count the scores of the last round that are exactly zero, by what became of the weight.
+
+    If some of these weights are kept and others are not, a warning says so.
+    """
+    zeros = {name: value == 0 for name, value in scores.items()}
+    kept = sum(int((bits & mask[name].to(bits.device)).sum()) for name, bits in zeros.items())
+    removed = sum(int(bits.sum()) for bits in zeros.values()) - kept
+    if kept and removed:
+        output.warn(
+            "%s weights that are kept have a score of zero, as have %s that are removed; among "
+            "equal scores position decides", f"{kept:,}", f"{removed:,}",
+        )  # fmt: skip
+    return {"kept": kept, "removed": removed}
 
 
 def _describe(

@@ -31,7 +31,8 @@ def read(path: Path) -> tuple[str, dict[str, Any], dict[str, Any] | None]:
     """
     file = path / MASK_FILE if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(f"{path}: {file} is not there; give run directories or mask files")
+        where = f"{path} holds no {MASK_FILE}" if path.is_dir() else f"{path} is not there"
+        raise ValueError(f"{where}; give run directories or mask files")
     try:
         mask = load_file(file)
     except SafetensorError as error:

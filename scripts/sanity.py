@@ -13,6 +13,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="a sweep directory")
     arguments = parser.parse_args()
+    if not arguments.folder.is_dir():
+        sys.exit(f"table error: {arguments.folder}: not a folder")
     try:
         print(sanity_table(read_records(arguments.folder)))
     except ValueError as error:

@@ -27,6 +27,7 @@ _SAME_CHANNELS_FUNCTIONS: set[Any] = {
 }  # fmt: skip
 _BOTH: set[Any] = {
     operator.add, operator.iadd, torch.add, "add", "add_", operator.mul, operator.imul, torch.mul,
+    "mul", "mul_",
 }  # fmt: skip
 _MEANS: set[Any] = {torch.mean, "mean"}
 _FLATTENS: set[Any] = {torch.flatten, "flatten"}

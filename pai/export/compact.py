@@ -9,7 +9,6 @@ by an addition are removed if all of them can be.
 """
 
 import copy
-import operator
 from typing import Any
 
 import torch
@@ -18,8 +17,9 @@ from torch.nn import functional as F
 
 from pai.errors import first_line
 from pai.export.channels import Channels, is_depthwise
+from pai.export.in_place import reuse_memory, rewire
 
-_OUT_OF_PLACE = {operator.iadd: operator.add, operator.imul: operator.mul}
+_LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 class ConstantOutput(nn.Module):
@@ -49,7 +49,7 @@ class PlusMap(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution plus the map."""
         out: Tensor = self.layer(x)
-        return out + self.shift
+        return out.add_(self.shift)
 
 
 def compact(model: nn.Module, example: Tensor) -> fx.GraphModule:
@@ -70,8 +70,8 @@ def compact(model: nn.Module, example: Tensor) -> fx.GraphModule:
         constants stay what they are.
 
     Raises:
-        ValueError: the network cannot be traced by ``torch.fx``, or has an operation that
-            compaction does not know; it is named.
+        ValueError: the network cannot be traced by ``torch.fx``, or tracing changes its results, or
+            it has an operation that compaction does not know; it is named.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
@@ -79,10 +79,7 @@ def compact(model: nn.Module, example: Tensor) -> fx.GraphModule:
         >>> compact(model, torch.zeros(1, 1, 8, 8)).get_submodule("0").out_channels
         2
     """
-    try:
-        traced = fx.symbolic_trace(copy.deepcopy(model).eval())
-    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
-        raise ValueError(f"compact: torch.fx cannot trace it: {first_line(error)}") from error
+    traced = _trace(model, example)
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     device = example.device
     channels = Channels(copy.deepcopy(traced).cpu().double(), example.cpu())
@@ -98,18 +95,41 @@ def compact(model: nn.Module, example: Tensor) -> fx.GraphModule:
             traced.set_submodule(str(node.target), new.to(device, dtype))
             if isinstance(new, ConstantOutput):
                 node.args = (start,)
-        elif node.target in _OUT_OF_PLACE:  # constants and shared channels must not be overwritten
-            node.target = _OUT_OF_PLACE[node.target]
     traced.graph.eliminate_dead_code()
     traced.delete_all_unused_submodules()
+    values = {node: channels.values[analysed] for node, analysed in pairs.items()}
+    layers = [n for n, analysed in pairs.items() if isinstance(channels.layer(analysed), _LAYERS)]
+    reuse_memory(traced, layers, values)
     traced.recompile()
     return traced.eval()
+
+
+def _trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
+    """Return the graph of a copy of ``model`` in eval mode; :func:`compact` says what it raises."""
+    network = copy.deepcopy(model).eval()
+    try:
+        traced = fx.symbolic_trace(network)
+    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
+        raise ValueError(f"compact: torch.fx cannot trace it: {first_line(error)}") from error
+    rewire(traced)
+    traced.recompile()
+    noise = torch.randn(example[:1].shape, generator=torch.Generator().manual_seed(0)).to(example)
+    try:
+        with torch.no_grad():
+            expected, found = network(noise.clone()), traced(noise.clone())
+        torch.testing.assert_close(found, expected, equal_nan=True)
+    except AssertionError as error:
+        raise ValueError(
+            "compact: the traced network computes something else; does it overwrite a tensor that "
+            "has two names (x += y where another variable is x, too)?"
+        ) from error
+    return traced
 
 
 def _replacement(channels: Channels, node: fx.Node) -> nn.Module | None:
     """Return the smaller module in place of the one that ``node`` calls, or ``None``: leave it."""
     layer = channels.layer(node)
-    if not isinstance(layer, nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d):
+    if not isinstance(layer, _LAYERS):
         return None
     keep = channels.kept(node)
     source = node.all_input_nodes[0]

@@ -53,7 +53,9 @@ def gains(records: Iterable[Mapping[str, Any]]) -> dict[Group, dict[str, Gain]]:
                 for check, seeds in checks.items()
             } | {"none": paired_gain([own[seed] for seed in sorted(own)])}
     if not result:
-        raise ValueError("no run with a sanity check beside one without")
+        raise ValueError(
+            "no run with a sanity check beside one without; pai -m +experiment=sanity makes both"
+        )
     return result
 
 

@@ -72,3 +72,7 @@ def test_the_script_prints_the_table_of_a_folder(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "seeds 0 have no pair" in done.stderr
+    command[-1] = str(tmp_path / "nowhere")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "nowhere: not a folder" in done.stderr
