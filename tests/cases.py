@@ -36,7 +36,7 @@ class Case:
     positions: tuple[int, ...] = ()
 
     def problem(self) -> tuple[nn.Module, Tensor, Tensor]:
-        """Return model (eval mode, random statistics), inputs and targets, always the same."""
+        """Return model (eval mode, all random), inputs and targets, always the same."""
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = self.build().double().eval()
@@ -45,6 +45,9 @@ class Case:
                     assert module.running_mean is not None and module.running_var is not None
                     module.running_mean.normal_()
                     module.running_var.uniform_(0.5, 2)
+            for parameter in model.parameters():
+                if not parameter.any():  # biases of attention begin at zero
+                    nn.init.normal_(parameter)
             inputs = torch.randn(SAMPLES, *self.shape, dtype=torch.float64)
             if self.tokens:
                 inputs = torch.randint(0, self.tokens, (SAMPLES, *self.shape))

@@ -135,6 +135,9 @@ class _Chunk:
     def loss(self, outputs: Tensor) -> Tensor:
         return mean_loss(outputs, self.targets, self.loss_fn, self.temperature)
 
+    def _zeros(self) -> Named:
+        return {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+
     def hessian_product(self) -> Product:
         """Return ``v -> H v``, from one gradient pass that keeps its graph."""
         first = gradients(self.loss(self.model(self.inputs)), self.parameters, create_graph=True)
@@ -142,7 +145,7 @@ class _Chunk:
 
         def product(vector: Named) -> Named:
             if not live:  # the gradient is constant
-                return {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+                return self._zeros()
             values = torch.autograd.grad(
                 list(live.values()), list(self.parameters.values()),
                 [vector[name] for name in live], retain_graph=True, materialize_grads=True,
@@ -166,10 +169,12 @@ class _Chunk:
                     functional_call(self.model, weights, (self.inputs,))
                 )
                 if tangent is None:  # no parameter takes part
-                    return {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+                    return self._zeros()
                 tangent = tangent.detach()
             leaf = outputs.detach().requires_grad_()
             (slope,) = torch.autograd.grad(self.loss(leaf), leaf, create_graph=True)
+            if not slope.requires_grad:  # the loss is linear
+                return self._zeros()
             (curved,) = torch.autograd.grad(slope, leaf, tangent, materialize_grads=True)
             values = torch.autograd.grad(
                 outputs, list(self.parameters.values()), curved, materialize_grads=True

@@ -208,3 +208,30 @@ def test_an_embedding_s_padding_has_no_gradient_and_needs_no_slow_path() -> None
     assert_equal(flatten(found), truth)
     assert found["embed.weight"].dtype == torch.float64
     assert not found["embed.weight"][1].any() and found["embed.weight"][[0, 2]].all()
+
+
+class PartlyUsed(nn.Module):
+    """A layer that no output depends on beside one that counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(3, 4, bias=False), nn.Linear(3, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(x)
+
+
+@pytest.mark.parametrize("matrix", ["hessian", "gauss_newton"])
+def test_what_does_not_count_has_no_curvature(matrix: str) -> None:
+    model, x, y = PartlyUsed().double(), torch.randn(5, 3).double(), torch.randint(0, 4, (5,))
+    options = {"estimator": "hutchinson", "num_probes": 2, "matrix": matrix}
+    both = dict(model.named_parameters())
+    unused = {"unused.weight": both["unused.weight"]}
+    assert not diagonal(model, [(x, y)], unused, **options).any()
+    found = pai.curvature_diagonal(model, [(x, y)], parameters=both, **options)
+    assert found["used.weight"].any() and not found["unused.weight"].any()
+
+    def linear(outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.gather(1, targets[:, None]).mean()
+
+    assert not diagonal(model, [(x, y)], both, loss_fn=linear, **options).any()

@@ -1,5 +1,6 @@
 """The rule of each operation, in between the two layers of a network, against brute force."""
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -41,7 +42,9 @@ VECTOR: dict[str, Op] = {  # of 8 entries
     "glu": F.glu,
     "softmax": lambda x: x.reshape(-1, 4, 2).softmax(-1).flatten(1),
     "log_softmax": lambda x: x.reshape(-1, 2, 4).log_softmax(1).flatten(1),
-    "softmax of single entries": lambda x: x[:, :, None].softmax(-1).flatten(1) + x,
+    "softmax of single entries": lambda x: torch.cat(
+        [x[:, :4, None].softmax(-1).flatten(1), x[:, 4:]], 1
+    ),
     "layer_norm": lambda x: F.layer_norm(x.reshape(-1, 4, 2), (2,)).flatten(1),
     "layer_norm, scaled": lambda x: F.layer_norm(x, (8,), HOLES.to(x)),
     "layer_norm of two axes": lambda x: F.layer_norm(x.reshape(-1, 4, 1, 2), (1, 2)).flatten(1),
@@ -218,6 +221,20 @@ def test_strides_may_be_renamed_and_nothing_else() -> None:
             rule(aten.as_strided.default, (torch.rand(before), after, [1] * len(after)), {})
 
 
+def test_both_branches_and_a_condition_that_depends_on_the_input_connect() -> None:
+    rule, where = surrogates.surrogate, torch.ops.aten.where.self
+    for bits in itertools.product((0.0, 1.0), repeat=3):
+        condition, a, b = (torch.full((2,), bit) for bit in bits)
+        assert torch.equal(rule(where, (condition, a, b), {}) > 0, (condition + a + b) > 0)
+
+
+def test_what_is_added_around_is_zero_unless_a_value_is_given() -> None:
+    pad = torch.ops.aten.constant_pad_nd.default
+    for value, around in (((), 0), ((0.0,), 0), ((-2.5,), 1)):
+        out = surrogates.surrogate(pad, (torch.ones(1), [1, 2], *value), {})
+        assert out.tolist() == [around, 1, around, around]
+
+
 def test_batch_norm_without_training_is_batch_norm_with_fixed_statistics() -> None:
     x, scale = torch.eye(3).reshape(1, 3, 3), torch.tensor([1.0, 0, 1])
     rest = (None, torch.zeros(3), torch.ones(3))
@@ -235,8 +252,14 @@ def test_batch_norm_without_training_is_batch_norm_with_fixed_statistics() -> No
         (lambda x: F.max_pool2d(x, 2, dilation=2), "^max pooling with dilation has no rule$"),
         (lambda x: x[:, x.sum((0, 2, 3)).argsort()], "aten.sort"),
         (lambda x: x.as_strided((len(x), 4, 4, 5), (144, 36, 6, 1)), "rename strides"),
-        (lambda x: x.flatten(1)[:, x.sum((0, 1, 2)).long()], "positions that depend on the input"),
-        (lambda x: torch.zeros_like(x).scatter_add(1, x.long(), x), "positions that depend"),
+        (
+            lambda x: x.flatten(1)[:, x.sum((0, 1, 2)).long()],
+            r"^indexing with positions that depend",
+        ),
+        (
+            lambda x: torch.zeros_like(x).scatter_add(1, x.long(), x),
+            r"^scattering to positions that depend",
+        ),
     ],
 )
 def test_what_has_no_rule_is_said(op: Op, reason: str) -> None:
