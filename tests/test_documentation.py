@@ -85,7 +85,7 @@ def commands() -> list[str]:
     text = "\n".join(page.read_text() for page in PAGES).replace("\\\n", " ")
     found = re.findall(r"^ *(pai .*?) *(?:# .*)?$", text, re.MULTILINE)
     found += [" ".join(code.split()) for code in re.findall(r"`(pai [^`]*)`", text)]
-    apart = re.compile(r"NAME|--config-dir|mine|cubic|--help|pai cache|\.\.\.|\$")
+    apart = re.compile(r"NAME|--config-dir|mine|cubic|--help|--version|pai cache|\.\.\.|\$")
     return [line for line in found if not apart.search(line)]
 
 
@@ -200,3 +200,11 @@ def test_the_public_names_are_importable_and_documented() -> None:
         assert getattr(pai, name).__doc__, name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         pai.nothing  # noqa: B018
+
+
+def test_a_release_has_one_version_and_one_date() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    newest = re.search(r"^## (\S+) \((\S+)\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert (cited["version"], str(cited["date-released"])) == newest.groups()
+    assert "dev" in pai.__version__ or pai.__version__ == newest[1]
