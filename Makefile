@@ -21,7 +21,7 @@ TABLES := smoke cifar10-resnet18 cifar10-vgg19 cifar100-resnet18 cifar100-vgg19 
           tinyimagenet-resnet18 imagenet-resnet50 cifar10-vit
 STUDIES := estimators warmup collapse seeds diagonals tasks
 .PHONY: help setup run test test-fast faults coverage mutation lint format table-default evidence \
-        evidence-gpu lock clean \
+        evidence-gpu lock dist clean \
         $(addprefix table-,$(TABLES)) $(addprefix study-,$(STUDIES))
 
 help:  ## Show this help
@@ -132,6 +132,9 @@ study-tasks: $(STAMP)  ## Whether scorers rank alike on digits, Cora (PAI_DATA=D
 
 lock: $(STAMP)  ## Renew requirements.lock from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --generate-hashes --no-header --upgrade --quiet --output-file requirements.lock
+
+dist: $(STAMP)  ## Build wheel and sdist and try each in an empty environment; OPTIONS for uv pip install
+	UV=$(CURDIR)/$(BIN)/uv PYTHON=$(CURDIR)/$(BIN)/python OPTIONS='$(OPTIONS)' scripts/check_dist.sh
 
 clean:  ## Remove the environment and all caches (not runs/)
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage mutants build dist *.egg-info

@@ -13,6 +13,8 @@ The public names load on first use, so that ``import pai`` costs nothing::
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from pai.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from pai.curvature import curvature_diagonal as curvature_diagonal
     from pai.export.compact import compact as compact
@@ -46,7 +48,6 @@ _HOME = {
     "warm_up_batchnorm": "pai.warmup",
 }
 
-__version__ = "0.1.0.dev0"
 __all__ = sorted(_HOME)  # noqa: PLE0605  (a sorted list of the literal names above)
 
 

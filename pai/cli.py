@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pai.distributed import broadcast_object, is_main, launched, process_group, rank
 from pai.errors import ConfigError, RunError, Stopped
 from pai.paths import config_folder
+from pai.version import __version__
 
 if TYPE_CHECKING:
     from pai.compose import Job
@@ -28,6 +29,9 @@ def main() -> None:
     # Idle OpenMP threads spin for a moment and then sleep. By default they spin for long, which on
     # a machine with other work slows a small network many times over.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if sys.argv[1:] == ["--version"]:  # Hydra would tell its own
+        print(f"pai {__version__}")
+        return
     register_resolvers()
     if sys.argv[1:2] == ["cache"]:
         from pai.cache_command import main as cache

@@ -37,14 +37,14 @@ def describe(jobs: Sequence[Job], plans: Sequence[Plan]) -> str:
             lines.append(f"{'':12} {job.name}")
     lines += [
         "",
-        f"{len(jobs)} jobs: {len(jobs) - todo} done, {todo} to run",
-        f"{computed} score computations; the cache shares them between jobs (what it holds from "
-        f"other sweeps is not looked up)",
+        f"{_count(len(jobs), 'job')}: {len(jobs) - todo} done, {todo} to run",
+        f"{_count(computed, 'score computation')}; the cache shares them between jobs (what it "
+        f"holds from other sweeps is not looked up)",
         f"{_flops(score)} for scoring, {_flops(train)} for training (dense network, 2 per "
         f"multiply-accumulate, backward = 2 forward)",
     ]
     if todo:
-        speed, source = recorded_speed(done), f"the {len(done)} completed runs of this sweep"
+        speed, source = recorded_speed(done), f"{_count(len(done), 'completed run')} of this sweep"
         if speed is None:
             speed = measured_speed(plans[0], estimator.forward(plans[0]))
             source = f"training steps of the first job's network just now on {plans[0].device}"
@@ -60,6 +60,10 @@ def _unshared(cost: JobCost, known: set[str]) -> float:
     return 0.0 if cost.shared and set(cost.shared) <= known else cost.score
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def _duration(seconds: float) -> str:
     units = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
     size, unit = next((s, u) for s, u in units if seconds >= 2 * s or s == 1)
@@ -69,6 +73,6 @@ def _duration(seconds: float) -> str:
 
 def _flops(number: float) -> str:
     for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G")):
-        if number >= size:
+        if number >= 0.9995 * size:  # rounded to three digits it is
             return f"{number / size:.3g} {unit}FLOP"
     return f"{number / 1e6:.3g} MFLOP"

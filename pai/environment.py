@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from pai.version import __version__
+
 _PACKAGES = (
-    "pai",
     "torch",
     "torchvision",
     "timm",
@@ -29,7 +30,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {"pai": __version__} | {name: _version(name) for name in _PACKAGES},
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if cuda else _processor(),
         "cuda": torch.version.cuda if cuda else None,

@@ -8,6 +8,8 @@ import pytest
 from safetensors.torch import load_file
 from tiny import CHECKOUT, TINY, command, image_folder, python, record_in
 
+import pai
+
 TABLE_LINE = re.compile(r"^(completed|failed|not started) +(\S+)", re.MULTILINE)
 
 
@@ -136,6 +138,11 @@ def test_a_sweep_can_be_asked_for_by_an_override(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert [status for status, _ in TABLE_LINE.findall(done.stdout)] == ["completed"] * 2
     assert len(list((tmp_path / "sweep").glob("*/record.json"))) == 2
+
+
+def test_the_version_is_that_of_pai(tmp_path: Path) -> None:
+    done = command("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"pai {pai.__version__}\n")
 
 
 def test_help_lists_the_choices_without_torch(tmp_path: Path) -> None:

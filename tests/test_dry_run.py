@@ -7,7 +7,7 @@ import pytest
 from tiny import TINY, jobs, plan, tiny_run
 
 from pai.cli import _command, register_resolvers
-from pai.dry_run import _duration, describe
+from pai.dry_run import _count, _duration, _flops, describe
 from pai.estimate import Estimator
 from pai.plan import prepare
 
@@ -49,7 +49,14 @@ def test_done_jobs_cost_nothing_and_tell_the_speed(tmp_path: Path) -> None:
     tiny_run(found[0].run_dir)
     text = describe(found, [prepare(job.config) for job in found])
     assert "2 jobs: 1 done, 1 to run" in text
-    assert "from the 1 completed runs of this sweep" in text
+    assert "from 1 completed run of this sweep" in text
+
+
+def test_flops_and_counts_are_words_that_read_well() -> None:
+    assert [_flops(number) for number in (5e8, 999.4e9, 999.7e9, 2.4e16)] == [
+        "500 MFLOP", "999 GFLOP", "1 TFLOP", "24 PFLOP",
+    ]  # fmt: skip
+    assert [_count(number, "job") for number in (0, 1, 2)] == ["0 jobs", "1 job", "2 jobs"]
 
 
 def test_training_costs_three_forward_passes_per_image() -> None:

@@ -180,6 +180,7 @@ def test_times_are_seconds_that_add_up(record: dict[str, Any]) -> None:
 
 def test_the_environment_is_this_one(record: dict[str, Any]) -> None:
     environment = record["environment"]
+    assert environment["packages"]["pai"] == pai.__version__
     assert environment["packages"]["torch"] == torch.__version__.partition("+")[0]
     assert environment["device"] == "cpu"
     assert environment["threads"] == torch.get_num_threads()

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -80,3 +81,28 @@ def test_the_installed_program_runs_in_an_empty_folder(site: Path, tmp_path: Pat
 
 def test_the_installed_package_is_typed(site: Path) -> None:
     assert (site / "pai" / "py.typed").exists()
+
+
+def test_the_sdist_has_every_tracked_file_and_makes_the_same_wheel(
+    wheel: Path, tmp_path: Path
+) -> None:
+    if not (CHECKOUT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listing = ["git", "-C", str(CHECKOUT), "ls-files", "--exclude-standard", "--cached"]
+    tracked, there = (
+        set(call(*listing, *others, cwd=tmp_path).splitlines()) for others in ([], ["--others"])
+    )
+    call(*UV, "build", "--sdist", "--out-dir", str(tmp_path), str(CHECKOUT), cwd=tmp_path)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as content:
+        names = {entry.name.partition("/")[2] for entry in content if entry.isfile()}
+        content.extractall(tmp_path / "there", filter="data")
+    assert tracked - {".ci/run"} <= names - {"PKG-INFO"} <= there
+    (source,) = (tmp_path / "there").iterdir()
+    call(*UV, "build", "--wheel", "--out-dir", str(tmp_path), str(source), cwd=tmp_path)
+    (again,) = tmp_path.glob("*.whl")
+    assert _checksums(again) == _checksums(wheel)
+
+
+def _checksums(archive: Path) -> dict[str, int]:
+    return {entry.filename: entry.CRC for entry in zipfile.ZipFile(archive).infolist()}

@@ -28,7 +28,7 @@ _LAYOUTS = ("#bitmap", "#index", "#values")
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def save_sparse(model: nn.Module, path: Path) -> int:
+def save_sparse(model: nn.Module, path: str | Path) -> int:
     """Write all parameters and buffers of ``model``, without zeros, and return the bytes.
 
     Raises:
@@ -42,11 +42,11 @@ def save_sparse(model: nn.Module, path: Path) -> int:
         if len(parts) > 1:
             shapes[name] = list(value.shape)
     content = save(tensors, metadata={"format": "pai-sparse-1", "shapes": json.dumps(shapes)})
-    write_bytes_atomically(path, content)
+    write_bytes_atomically(Path(path), content)
     return len(content)
 
 
-def load_sparse(model: nn.Module, path: Path) -> None:
+def load_sparse(model: nn.Module, path: str | Path) -> None:
     """Set all parameters and buffers of ``model`` to what :func:`save_sparse` has written.
 
     Raises:

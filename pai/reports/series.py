@@ -85,7 +85,6 @@ class Histogram:
     positive: Mapping[int, int]
     negative: Mapping[int, int]
     zeros: int
-    nonfinite: int
     total: int
 
     def cut(self, sparsity: float) -> float | None:
@@ -121,6 +120,5 @@ def read_histogram(run: Run) -> Histogram | None:
     return Histogram(
         per_decade=content["bins_per_decade"], positive=total("positive"),
         negative=total("negative"), zeros=sum(layer["zeros"] for layer in layers),
-        nonfinite=sum(layer["nonfinite"] for layer in layers),
         total=sum(layer["total"] for layer in layers),
     )  # fmt: skip
