@@ -224,7 +224,7 @@ class PartlyUsed(nn.Module):
 @pytest.mark.parametrize("matrix", ["hessian", "gauss_newton"])
 def test_what_does_not_count_has_no_curvature(matrix: str) -> None:
     model, x, y = PartlyUsed().double(), torch.randn(5, 3).double(), torch.randint(0, 4, (5,))
-    options = {"estimator": "hutchinson", "num_probes": 2, "matrix": matrix}
+    options: Any = {"estimator": "hutchinson", "num_probes": 2, "matrix": matrix}
     both = dict(model.named_parameters())
     unused = {"unused.weight": both["unused.weight"]}
     assert not diagonal(model, [(x, y)], unused, **options).any()
