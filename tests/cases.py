@@ -311,6 +311,7 @@ CASES = [
     Case("attention_bias_kv", lambda: Attention(add_bias_kv=True, add_zero_attn=True), (3, 3)),
     Case("attention_cross", CrossAttention, (3, 3)),
     Case("attention_sizes", lambda: CrossAttention(3, kdim=3, vdim=3, bias=False), (3, 3)),
+    Case("attention_sizes_biases", lambda: CrossAttention(3, kdim=3, vdim=3), (3, 3)),
     Case("sequence_first", SequenceFirst, (3, 3), slow=("embed.weight",)),
     Case("embedding", lambda: Language(tied=False), (4,), tokens=CLASSES),
     Case("embedding_tied", lambda: Language(tied=True), (4,), tokens=CLASSES),
