@@ -219,7 +219,8 @@ def whole_numbers(
     if sum(lowest.values()) > kept:
         lowest = dict.fromkeys(quotas, 0.0)
     shares = dict(quotas)
-    if any(not lowest[name] <= quota <= capacity[name] for name, quota in quotas.items()):
+    bound = any(not lowest[name] <= quota <= capacity[name] for name, quota in quotas.items())
+    if bound or abs(sum(quotas.values()) - kept) > 0.5:
         shares = proportional(quotas, kept, lowest, _floats(capacity))
     counts = {name: math.floor(share + 10.0**-_DIGITS) for name, share in shares.items()}
     remainders = {name: round(shares[name] - counts[name], _DIGITS) for name in shares}

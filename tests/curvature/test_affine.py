@@ -48,12 +48,25 @@ def test_a_layer_used_twice_is_curved_and_no_batches_are_an_error() -> None:
         curved_parameters(model, [], pai.prunable_parameters(model))
 
 
+class Shortcut(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = nn.Linear(3, 2, bias=False)
+        self.deep = nn.Sequential(
+            nn.Linear(3, 4, bias=False), nn.GELU(), nn.Linear(4, 4, bias=False), nn.GELU(),
+            nn.Linear(4, 2, bias=False),
+        )  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        deep: torch.Tensor = self.deep(x)
+        return deep + self.plain(x)
+
+
 def test_all_tensors_are_looked_at_and_the_directions_are_always_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2))
-    parameters = pai.prunable_parameters(model, include_classifier=True)
-    backwards = dict(reversed(parameters.items()))  # the one that is not curved comes first
+    model = Shortcut()
+    parameters = dict(model.named_parameters())  # the first one's gradient is constant
     batches = [(torch.rand(2, 3), torch.zeros(2))]
     drawn: list[torch.Tensor] = []
     original = torch.randn
@@ -65,7 +78,7 @@ def test_all_tensors_are_looked_at_and_the_directions_are_always_the_same(
     monkeypatch.setattr(torch, "randn", recorded)
     before = torch.get_rng_state()
     for _ in range(2):
-        assert curved_parameters(model, batches, backwards) == ["2.weight", "0.weight"]
+        assert curved_parameters(model, batches, parameters) == ["deep.0.weight", "deep.2.weight"]
     assert torch.equal(torch.get_rng_state(), before)
     first, second = drawn[: len(drawn) // 2], drawn[len(drawn) // 2 :]
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

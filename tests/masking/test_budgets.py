@@ -339,3 +339,31 @@ def test_a_budget_that_was_given_is_named_so() -> None:
         copied_budget({"a": torch.tensor([[True, False], [True, False]])}).check_total(
             {"a": (2, 2)}, 1
         )
+
+
+def test_a_layer_without_capacity_does_not_cost_another_its_last_weight() -> None:
+    quotas = {"full": 0.5, "small": 0.1, "large": 1.4}
+    counts = whole_numbers(quotas, 2, {"full": 0, "small": 5, "large": 5})
+    assert counts == {"full": 0, "small": 1, "large": 1}
+
+
+@pytest.mark.parametrize(
+    ("quotas", "kept", "accepted"),
+    [
+        ((1.5, 2.0), 3, True),  # half a weight is rounding
+        ((2.0, 2.0), 3, False),
+        ((5e9, 5e9), 10**10 + 5, True),  # so is one in 10^9
+        ((5e9, 5e9), 10**10 + 50, False),
+        ((math.inf, 0.0), 3, False),
+    ],
+)
+def test_quotas_add_up_to_what_is_kept(
+    quotas: tuple[float, float], kept: int, accepted: bool
+) -> None:
+    named = dict(zip("ab", quotas, strict=True))
+    capacity = dict.fromkeys("ab", 10**11)
+    if accepted:
+        assert sum(whole_numbers(named, kept, capacity).values()) == kept
+    else:
+        with pytest.raises(ValueError, match=r"no number of weights|sum to [\d,.e+]+, not to the"):
+            whole_numbers(named, kept, capacity)
