@@ -175,7 +175,7 @@ class _Chunk:
             (slope,) = torch.autograd.grad(self.loss(leaf), leaf, create_graph=True)
             if not slope.requires_grad:  # the loss is linear
                 return self._zeros()
-            (curved,) = torch.autograd.grad(slope, leaf, tangent, materialize_grads=True)
+            (curved,) = torch.autograd.grad(slope, leaf, tangent)
             values = torch.autograd.grad(
                 outputs, list(self.parameters.values()), curved, materialize_grads=True
             )

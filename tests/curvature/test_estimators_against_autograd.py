@@ -235,3 +235,14 @@ def test_what_does_not_count_has_no_curvature(matrix: str) -> None:
         return outputs.gather(1, targets[:, None]).mean()
 
     assert not diagonal(model, [(x, y)], both, loss_fn=linear, **options).any()
+
+
+@pytest.mark.parametrize("name", ["attention", "attention_sizes_biases"])
+def test_layers_that_are_not_scored_change_nothing(name: str) -> None:
+    model, x, y = next(case for case in CASES if case.name == name).problem()
+    parameters = everything(model)
+    options: Any = {"estimator": "empirical_fisher"}
+    truth = pai.curvature_diagonal(model, [(x, y)], parameters=parameters, **options)
+    for one in parameters:
+        alone = {one: parameters[one]}
+        assert_equal(diagonal(model, [(x, y)], alone, **options), truth[one].flatten())
