@@ -34,6 +34,42 @@ def start(*arguments: str, cwd: Path, **variables: str) -> subprocess.Popen[str]
     )  # fmt: skip
 
 
+STALL = """
+import os, time
+
+rename, seen = os.replace, []
+
+def stall(source, target, **options):
+    seen.append(os.path.basename(target))
+    if seen.count(os.environ["STALL_AT"]) == int(os.environ["STALL_NUMBER"]):
+        os.truncate(source, os.path.getsize(source) // 2)
+        open(os.environ["STALLED"], "w").close()
+        time.sleep(600)
+    return rename(source, target, **options)
+
+os.replace = stall
+"""
+
+
+def disturb_writing(name: str, *arguments: str, cwd: Path, times: int = 1) -> str:
+    """Kill a run when half of a file is written, for the ``times``-th time; return the phase."""
+    hook, stalled = cwd / "hook", cwd / "stalled"
+    hook.mkdir(exist_ok=True)
+    (hook / "sitecustomize.py").write_text(STALL)
+    stalled.unlink(missing_ok=True)
+
+    def there(run_dir: Path) -> None:
+        deadline = time.monotonic() + 240
+        while not stalled.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    at, _, _ = disturb(
+        *arguments, cwd=cwd, moment=there, STALL_AT=name, STALL_NUMBER=str(times),
+        STALLED=str(stalled), PYTHONPATH=f"{hook}:{environment()['PYTHONPATH']}",
+    )  # fmt: skip
+    return at
+
+
 def finish(process: subprocess.Popen[str], timeout_s: float = 300) -> tuple[int, str]:
     """Wait for the process; return its exit code and what it wrote to its standard error."""
     _, errors = process.communicate(timeout=timeout_s)
@@ -41,8 +77,9 @@ def finish(process: subprocess.Popen[str], timeout_s: float = 300) -> tuple[int,
 
 
 def disturb(
-    *arguments: str, cwd: Path, moment: Moment, number: signal.Signals = signal.SIGKILL
-) -> tuple[str, int, str]:
+    *arguments: str, cwd: Path, moment: Moment, number: signal.Signals = signal.SIGKILL,
+    **variables: str,
+) -> tuple[str, int, str]:  # fmt: skip
     """Start a run in ``cwd / "run"`` and send it a signal.
 
     Args:
@@ -51,6 +88,7 @@ def disturb(
         moment: called with the run's directory as soon as the run works; it returns when the
             signal is to be sent.
         number: the signal.
+        variables: of the environment, as for :func:`start`.
 
     Returns:
         The phase that the run was in (``"ended"`` if it was over), exit code, standard error.
@@ -58,7 +96,7 @@ def disturb(
     run_dir = cwd / "run"
     record = run_dir / "record.json"
     before = record.stat().st_mtime_ns if record.exists() else None
-    process = start(*arguments, cwd=cwd)
+    process = start(*arguments, cwd=cwd, **variables)
     try:
         while process.poll() is None and (
             not record.exists() or record.stat().st_mtime_ns == before

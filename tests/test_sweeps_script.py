@@ -42,5 +42,5 @@ def test_a_mistake_ends_at_once(tmp_path: Path) -> None:
 def test_a_dry_run_lists_the_jobs_and_makes_no_report(tmp_path: Path) -> None:
     done = sweeps(tmp_path / "sweep", "scorer=random", options=f"{TINY} --dry-run")
     assert done.returncode == 0, done.stderr
-    assert "1 jobs: 0 done, 1 to run" in done.stdout
+    assert "1 job: 0 done, 1 to run" in done.stdout
     assert not (tmp_path / "sweep").exists()
