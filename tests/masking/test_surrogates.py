@@ -112,6 +112,7 @@ IMAGE: dict[str, Op] = {  # of 4 channels, 6 x 6
         x, torch.ones(4).to(x), torch.ones(4).to(x), HOLES[:4].to(x), torch.ones(4).to(x)
     ),
     "avg_pool": lambda x: F.avg_pool2d(x, 3, 2, 1),
+    "avg_pool, the rest left out": lambda x: F.avg_pool2d(x[..., :5, :5], 2),
     "avg_pool, incomplete windows": lambda x: F.avg_pool2d(x, 4, 4, ceil_mode=True),
     "adaptive_avg_pool": lambda x: F.adaptive_avg_pool2d(x, 4),
     "adaptive_avg_pool to two": lambda x: F.adaptive_avg_pool2d(x, 2),
@@ -181,6 +182,7 @@ def test_the_rule_of_each_operation_agrees_with_brute_force(name: str, op: Op, i
     ("maximum", "average"),
     [
         (lambda x: F.max_pool2d(x, 3, 2, 1), lambda x: F.avg_pool2d(x, 3, 2, 1)),
+        (lambda x: F.max_pool2d(x[..., :5, :5], 2), lambda x: F.avg_pool2d(x[..., :5, :5], 2)),
         (
             lambda x: F.max_pool2d(x, 4, 3, ceil_mode=True),
             lambda x: F.avg_pool2d(x, 4, 3, ceil_mode=True),
