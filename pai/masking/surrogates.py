@@ -280,8 +280,8 @@ _RULES: dict[Any, Callable[..., Any]] = {
     aten.as_strided: _as_strided, aten.as_strided_: _as_strided,
     aten.view: _reshape, aten._unsafe_view: _reshape, aten.constant_pad_nd: _pad,
     aten.glu: _glu, aten.copy: _copy, aten.fill: _copy,
-    aten._to_copy: _same, aten.clone: _same, aten.lift_fresh_copy: _same,
-    aten._conj: _same, aten.contiguous: _same,
+    aten._to_copy: _same, aten.clone: _same, aten.lift_fresh_copy: _same, aten.leaky_relu: _same,
+    aten._conj: _same, aten.contiguous: _same, aten.prelu: _same, aten._prelu_kernel: _same,
 }  # fmt: skip
 _REDUCTIONS = {
     aten.mean, aten.sum, aten.amax, aten.amin, aten.max, aten.min, aten.var, aten.std,

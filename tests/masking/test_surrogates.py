@@ -73,6 +73,8 @@ VECTOR: dict[str, Op] = {  # of 8 entries
     "exp": lambda x: x.exp() * x.flip(1),
     "cos": lambda x: x.cos() * x.flip(1),
     "tanh": lambda x: x.tanh() * x.flip(1),
+    "leaky_relu": lambda x: F.leaky_relu(x, 0.1) * x.flip(1),
+    "prelu": lambda x: F.prelu(x, HOLES.to(x).abs() + 0.1) * x.flip(1),
     "hardswish": lambda x: F.hardswish(x) * x.flip(1),
     "logsigmoid": lambda x: F.logsigmoid(x) * x.flip(1),
     "celu": lambda x: F.celu(x) * x.flip(1),
