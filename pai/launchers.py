@@ -5,11 +5,12 @@ import os
 import shutil
 
 from pai.errors import ConfigError
+from pai.submitted import SLURM
 
 _EXTRAS = {
     "joblib": ("hydra_plugins.hydra_joblib_launcher", "joblib"),
     "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "submitit"),
-    "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "submitit"),
+    SLURM: ("hydra_plugins.hydra_submitit_launcher", "submitit"),
     "ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
     "ray_cluster": ("hydra_plugins.hydra_ray_launcher", "ray"),
 }
@@ -27,9 +28,9 @@ def check_launcher(name: str) -> None:
             f"hydra/launcher: {name} needs an extra that is not installed: "
             f"pip install 'pai[{extra}]', or choose basic"
         )
-    if name == "submitit_slurm" and shutil.which("sbatch") is None:
+    if name == SLURM and shutil.which("sbatch") is None:
         raise ConfigError(
-            "hydra/launcher: submitit_slurm needs SLURM's command sbatch, which is not on this "
+            f"hydra/launcher: {SLURM} needs SLURM's command sbatch, which is not on this "
             "machine; start from a login node, or choose joblib"
         )
 

@@ -19,6 +19,7 @@ from studies.seeds import (
     curve_table,
     default_table,
 )
+from studies.stored import completed
 
 from pai.errors import ConfigError
 from pai.reports.extra import require
@@ -61,8 +62,9 @@ def main() -> None:
     try:
         check_sparsities(arguments.sparsities)
         require("matplotlib")
-        found = agreements(arguments.runs, arguments.sparsities)
-        tables = [default_table(found), curve_table(found), accuracy_table(arguments.runs)]
+        runs, layers = completed(arguments.runs)
+        found = agreements(runs, layers, arguments.sparsities)
+        tables = [default_table(found), curve_table(found), accuracy_table(runs)]
     except ConfigError as error:
         sys.exit(f"study error: {error}")
     write_tables(tables, out)

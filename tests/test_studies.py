@@ -135,10 +135,12 @@ def test_the_study_of_seeds_tells_the_kinds_of_seeds_apart(
 ) -> None:
     pytest.importorskip("matplotlib")
     from studies.seeds import agreements
+    from studies.stored import completed
 
     runs = study(tmp_path / "runs")
     assert called(monkeypatch, "study_seeds", str(runs), "--out", str(tmp_path / "out")) == 0
-    found = {(a.part, a.scorer, *a.options.values()): a for a in agreements(runs, [0.9])}
+    made = agreements(*completed(runs), [0.9])
+    found = {(a.part, a.scorer, *a.options.values()): a for a in made}
     assert found["probes", "snip"].iou.mean == 1.0  # snip draws nothing
     assert found["probes", "snip"].distance.mean == 0.0
     assert found["initialization", "snip"].iou.mean < found["data", "snip"].iou.mean < 1

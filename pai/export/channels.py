@@ -30,7 +30,7 @@ _BOTH: set[Any] = {
     "mul", "mul_",
 }  # fmt: skip
 _MEANS: set[Any] = {torch.mean, "mean"}
-_FLATTENS: set[Any] = {torch.flatten, "flatten"}
+FLATTENS: set[Any] = {torch.flatten, "flatten"}
 
 
 @dataclass(eq=False)
@@ -114,7 +114,7 @@ class Channels:
             if isinstance(layer, nn.Flatten):
                 return layer.start_dim == 1 and layer.end_dim in (-1, before[0].ndim - 1)
             return isinstance(layer, (*_SAME_CHANNELS, nn.BatchNorm1d, nn.BatchNorm2d))
-        if node.target in _FLATTENS:
+        if node.target in FLATTENS:
             return bool(self.values[node].ndim == 2)
         if node.target in _MEANS:
             dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)

@@ -13,12 +13,13 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from pai.export.channels import FLATTENS
+
 _OUT_OF_PLACE = {operator.iadd: operator.add, operator.imul: operator.mul}
 _ADDITIONS: set[Any] = {operator.add, torch.add, "add"}
 _RELUS: set[Any] = {F.relu, torch.relu, "relu"}
 _SAME_TENSOR = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in eval mode
 _SAME_TENSOR_FUNCTIONS: set[Any] = {F.dropout, "contiguous"}
-_VIEWS: set[Any] = {torch.flatten, "flatten"}
 
 
 def rewire(traced: fx.GraphModule) -> None:
@@ -47,7 +48,7 @@ def rewire(traced: fx.GraphModule) -> None:
             node.replace_input_with(operand, last)
         source = next(iter(node.all_input_nodes), node)
         module = modules[str(node.target)] if node.op == "call_module" else None
-        view = node.target in _VIEWS or isinstance(module, nn.Flatten)
+        view = node.target in FLATTENS or isinstance(module, nn.Flatten)
         same = node.target in _SAME_TENSOR_FUNCTIONS or isinstance(module, _SAME_TENSOR)
         overwrites = _is_in_place(node, module)
         owner[node] = owner.get(source, node) if view or same or overwrites else node

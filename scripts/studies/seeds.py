@@ -5,7 +5,6 @@ import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from pai.errors import ConfigError
 from pai.reports.collect import Run
 from pai.reports.compare import Pair, compare
 from studies.interval import Interval
-from studies.stored import completed, masks
+from studies.stored import masks
 
 PARTS = ("initialization", "data", "probes")
 _TAIL = 0.025
@@ -88,8 +87,10 @@ def options(run: Run) -> dict[str, int]:
     return {key: scorer[key] for key in ("num_probes", "num_draws", "batch_size") if key in scorer}
 
 
-def agreements(folder: Path, sparsities: Sequence[float]) -> list[Agreement]:
-    """Return how alike the masks are, of every setting below ``folder``.
+def agreements(
+    runs: Iterable[Run], layers: Mapping[str, Sequence[str]], sparsities: Sequence[float]
+) -> list[Agreement]:
+    """Return how alike the masks are, of every setting of :func:`completed` runs.
 
     Training changes no mask, so runs of a setting that were trained and runs that were not belong
     together. Of runs with several rounds there are only masks of their own sparsity.
@@ -97,7 +98,6 @@ def agreements(folder: Path, sparsities: Sequence[float]) -> list[Agreement]:
     Raises:
         ConfigError: runs are missing or of another study.
     """
-    runs, layers = completed(folder)
     groups: dict[tuple[str, str, str], dict[int, Run]] = {}
     for run in runs:
         part, seed = varied(run)
@@ -187,14 +187,14 @@ def curve_table(found: Sequence[Agreement]) -> str:
     return "\n".join(lines)
 
 
-def accuracy_table(folder: Path) -> str:
+def accuracy_table(runs: Iterable[Run]) -> str:
     """Return Markdown: test accuracy in percent over each kind of seed, of the trained runs.
 
     Raises:
-        ConfigError: no run is completed, or one varies no kind of seed.
+        ConfigError: a run varies no kind of seed.
     """
     groups: dict[tuple[str, str], list[float]] = {}
-    for run in completed(folder)[0]:
+    for run in runs:
         accuracy = run.metric("test_accuracy")
         if run.value("training.epochs") > 0 and accuracy is not None:
             key = (varied(run)[0], run.choice("scorer"))
