@@ -342,3 +342,8 @@ CASES = [
         slow=("0.weight",),
     ),
 ]  # fmt: skip
+
+
+def case_named(name: str) -> Case:
+    """Return the case of that name."""
+    return next(case for case in CASES if case.name == name)

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from pai.records import write_record
+from pai.reports.collect import collect
+from pai.reports.grid import Grid, Layout, build_grid
 
 SCORERS = {
     "none": "pai.scorers.dense.Dense", "random": "pai.scorers.random.Random",
     "snip": "pai.scorers.factors.gradient_scorer", "hts": "pai.scorers.factors.hutchinson_scorer",
     "synflow": "pai.scorers.synflow.SynFlow",
 }  # fmt: skip
+HOSTILE = r"a_b&c%d$e#f{g}h~i^j\k<l>|`m`"
 LAYERS = (("conv1.weight", 100), ("conv2.weight", 300), ("conv3.weight", 600))
 
 
@@ -80,3 +83,24 @@ def write(root: Path, *records: Mapping[str, Any]) -> Path:
         folder.mkdir(parents=True)
         write_record(folder, dict(entry))
     return root
+
+
+def grid(folder: Path, *records: Mapping[str, Any], **layout: Any) -> Grid:
+    """Return the table of ``records``, which are written into ``folder``."""
+    return build_grid(collect(write(folder, *records)), Layout(**layout))
+
+
+def small_sweep() -> list[dict[str, Any]]:
+    """Return a reference, two scorers ahead of each other by turns at 0.9, one that collapses.
+
+    At 0.98 one scorer has a single seed and one none.
+    """
+    return [
+        *(record("none", 0.0, s, 0.99) for s in (0, 1)),
+        record("hts", 0.9, 0, 0.90), record("hts", 0.9, 1, 0.94),
+        record("snip", 0.9, 0, 0.91), record("snip", 0.9, 1, 0.92),
+        record("random", 0.9, 0, 0.50), record("random", 0.9, 1, 0.50),
+        record("random", 0.98, 0, 0.10, mask={"collapsed_layers": ["a", "b"]}),
+        record("random", 0.98, 1, 0.20, mask={"collapsed_layers": ["a"]}),
+        record("hts", 0.98, 1, 0.5, mask={"collapsed_layers": ["a"]}),
+    ]  # fmt: skip

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, Case
+from cases import CASES, Case, case_named
 from torch import nn
 
 import pai
@@ -42,7 +42,7 @@ def test_only_tensors_before_a_smooth_activation_are_curved(
 
 
 def test_a_layer_used_twice_is_curved_and_no_batches_are_an_error() -> None:
-    model, x, y = next(case for case in CASES if case.name == "shared").problem()
+    model, x, y = case_named("shared").problem()
     assert "layer.weight" in curved_parameters(model, [(x, y)], pai.prunable_parameters(model))
     with pytest.raises(ValueError, match=r"^batches is empty"):
         curved_parameters(model, [], pai.prunable_parameters(model))

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, SAMPLES, Case
+from cases import CASES, SAMPLES, Case, case_named
 from reference import flatten, ggn, hessian, per_sample_gradients
 from torch import Tensor, nn
 
@@ -135,7 +135,7 @@ def test_hutchinson_on_gauss_newton_is_unbiased_for_the_ggn_diagonal(case: Case)
 
 
 def test_hutchinson_on_gauss_newton_takes_any_loss() -> None:
-    model, x, _ = next(case for case in CASES if case.name == "mlp_relu").problem()
+    model, x, _ = case_named("mlp_relu").problem()
     parameters = everything(model)
     y = torch.randn(len(x), 3, dtype=x.dtype)
     named = pai.curvature_diagonal(
@@ -153,7 +153,7 @@ def test_hutchinson_on_gauss_newton_takes_any_loss() -> None:
 
 
 def test_hutchinson_with_batch_size_one_averages_the_samples_and_has_less_noise() -> None:
-    case = next(case for case in CASES if case.name == "mlp_tanh")
+    case = case_named("mlp_tanh")
     model, x, y = case.problem()
     parameters = everything(model)
     truth = hessian(model, parameters, x, y, 1.0).diag()
@@ -195,7 +195,7 @@ def test_parameters_without_a_rule_are_announced_and_no_others(case: Case) -> No
 
 
 def test_an_embedding_s_padding_has_no_gradient_and_needs_no_slow_path() -> None:
-    case = next(case for case in CASES if case.name == "embedding")
+    case = case_named("embedding")
     model, x, y = case.problem()
     parameters = {"embed.weight": model.get_parameter("embed.weight")}
     assert model.get_submodule("embed").padding_idx in x
@@ -239,7 +239,7 @@ def test_what_does_not_count_has_no_curvature(matrix: str) -> None:
 
 @pytest.mark.parametrize("name", ["attention", "attention_sizes_biases"])
 def test_layers_that_are_not_scored_change_nothing(name: str) -> None:
-    model, x, y = next(case for case in CASES if case.name == name).problem()
+    model, x, y = case_named(name).problem()
     parameters = everything(model)
     options: Any = {"estimator": "empirical_fisher"}
     truth = pai.curvature_diagonal(model, [(x, y)], parameters=parameters, **options)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES
+from cases import CASES, case_named
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -114,7 +114,7 @@ def test_model_is_bit_identical_when_the_loss_raises(estimator: Any) -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_attention_layers_are_closed_again(*, fails: bool) -> None:
-    model, x, y = next(case for case in CASES if case.name == "attention").problem()
+    model, x, y = case_named("attention").problem()
     attention = model.get_submodule("attention")
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:

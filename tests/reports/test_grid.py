@@ -4,15 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweep_records import record, write
+from sweep_records import grid, record
 
 from pai.errors import ConfigError
 from pai.reports.collect import collect
 from pai.reports.grid import Grid, Layout, build_grid
-
-
-def grid(folder: Path, *records: dict[str, Any], **layout: Any) -> Grid:
-    return build_grid(collect(write(folder, *records)), Layout(**layout))
 
 
 def values(made: Grid) -> dict[tuple[str, Any], dict[int, float]]:

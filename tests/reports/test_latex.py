@@ -6,13 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweep_records import record, write
+from sweep_records import HOSTILE, grid, record, small_sweep
 
-from pai.reports.collect import collect
-from pai.reports.grid import Layout, build_grid
 from pai.reports.latex import latex, tex_text
 
-HOSTILE = r"a_b&c%d$e#f{g}h~i^j\k<l>|`m`"
 DOCUMENT = r"""
 \documentclass{article}
 \usepackage{booktabs}
@@ -26,23 +23,13 @@ needs_latex = pytest.mark.skipif(
 )
 
 
-def made(folder: Path, *records: dict[str, Any], layout: Layout | None = None) -> str:
-    grid = build_grid(collect(write(folder, *records)), layout or Layout())
-    return latex(grid, "100 % of_it.", "a_b%")
+def made(folder: Path, *records: dict[str, Any], **layout: Any) -> str:
+    return latex(grid(folder, *records, **layout), "100 % of_it.", "a_b%")
 
 
 def sweep() -> list[dict[str, Any]]:
-    """A reference, two scorers close to each other at 0.9, a collapsed one, and names to escape."""
-    return [
-        *(record("none", 0.0, s, 0.99) for s in (0, 1)),
-        record("hts", 0.9, 0, 0.90), record("hts", 0.9, 1, 0.94),
-        record("snip", 0.9, 0, 0.91), record("snip", 0.9, 1, 0.92),
-        record("random", 0.9, 0, 0.50), record("random", 0.9, 1, 0.50),
-        record("random", 0.98, 0, 0.10, mask={"collapsed_layers": ["a", "b"]}),
-        record("random", 0.98, 1, 0.20, mask={"collapsed_layers": ["a"]}),
-        record("hts", 0.98, 1, 0.5, mask={"collapsed_layers": ["a"]}),
-        *(record(HOSTILE, 0.9, s, 0.1) for s in (0, 1)),
-    ]  # fmt: skip
+    """The small sweep, and a name to escape."""
+    return [*small_sweep(), *(record(HOSTILE, 0.9, s, 0.1) for s in (0, 1))]
 
 
 def between(text: str, start: str, end: str) -> list[str]:
@@ -103,7 +90,7 @@ def test_what_has_to_be_known_beside_the_table_is_in_comments(tmp_path: Path) ->
 
 def test_several_keys_of_the_columns_stand_in_one_cell(tmp_path: Path) -> None:
     runs = [record("snip", 0.9, 0, 0.9, warmup=w) for w in ("bn_stats", "none")]
-    text = made(tmp_path, *runs, layout=Layout(columns=("warmup", "sparsity")))
+    text = made(tmp_path, *runs, columns=("warmup", "sparsity"))
     assert between(text, r"\toprule", r"\midrule") == [
         r" & \multicolumn{2}{c}{warmup, sparsity} \\",
         r"scorer & bn\_stats, 0.9 & none, 0.9 \\",

@@ -5,38 +5,17 @@ import io
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from sweep_records import record, write
+from sweep_records import HOSTILE, grid, record, small_sweep, write
 
-from pai.reports.collect import collect
-from pai.reports.grid import Grid, Layout, build_grid
 from pai.reports.table import cell_frame, markdown, markdown_code, remarks
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-HOSTILE = r"a_b&c%d$e#f{g}h~i^j\k<l>|`m`"
-
-
-def grid(folder: Path, *records: dict[str, Any]) -> Grid:
-    return build_grid(collect(write(folder, *records)), Layout())
-
-
-def sweep() -> list[dict[str, Any]]:
-    """Two scorers ahead of each other by turns at 0.9; at 0.98 one cell with two collapsed runs."""
-    return [
-        *(record("none", 0.0, s, 0.99) for s in (0, 1)),
-        record("hts", 0.9, 0, 0.90), record("hts", 0.9, 1, 0.94),
-        record("snip", 0.9, 0, 0.91), record("snip", 0.9, 1, 0.92),
-        record("random", 0.9, 0, 0.50), record("random", 0.9, 1, 0.50),
-        record("random", 0.98, 0, 0.10, mask={"collapsed_layers": ["a", "b"]}),
-        record("random", 0.98, 1, 0.20, mask={"collapsed_layers": ["a"]}),
-        record("hts", 0.98, 1, 0.5, mask={"collapsed_layers": ["a"]}),
-    ]  # fmt: skip
 
 
 def test_markdown_has_mean_spread_seeds_ties_collapse_and_what_is_missing(tmp_path: Path) -> None:
-    made = grid(tmp_path, *sweep())
+    made = grid(tmp_path, *small_sweep())
     assert markdown(made).splitlines() == [
         "| scorer | sparsity 0.9 | sparsity 0.98 |",
         "|---|---|---|",
@@ -86,7 +65,9 @@ def script(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str
 
 
 def test_the_script_prints_the_table_of_a_folder_and_writes_it(tmp_path: Path) -> None:
-    write(tmp_path / "sweep", *sweep(), record("snip", 0.98, 0, status="failed", error="boom"))
+    write(
+        tmp_path / "sweep", *small_sweep(), record("snip", 0.98, 0, status="failed", error="boom")
+    )
     done = script("table.py", tmp_path / "sweep", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "| `snip` | **91.5 ± 0.7** (n=2) | missing |" in done.stdout

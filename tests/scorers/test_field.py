@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import CHECKOUT, record_in, tiny_run
+from tiny import record_in, tiny_run
 from torch import Tensor, nn
 
+import pai
 from pai.objective import Named
 from pai.scorers.base import Scorer
 
-SCORERS = sorted(file.stem for file in (CHECKOUT / "conf" / "scorer").glob("*.yaml"))
 OPTIONS = ("training.epochs=0", "scoring.samples_per_class=1", "scoring.save_scores=true")
 SCHEDULES = {
     "oneshot": ("schedule=oneshot",),
@@ -55,7 +55,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_no_two_methods_give_the_same_mask(schedule: str, tmp_path: Path) -> None:
-    scorers = [name for name in SCORERS if name != "none"]
+    scorers = [name for name in pai.available_scorers() if name != "none"]
     masks = masks_of(tmp_path, *SCHEDULES[schedule], scorers=scorers)
     for name, mask in masks.items():
         twins = {other for other in masks if same(mask, masks[other])}

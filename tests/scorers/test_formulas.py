@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, Case
+from cases import CASES, Case, case_named
 from reference import Named, flatten, ggn, hessian, per_sample_gradients, unflatten
 from torch import Tensor, nn
 
@@ -86,7 +86,7 @@ def test_grasp_keeps_the_largest_weight_times_hessian_gradient_product(case: Cas
 
 def test_grasp_prefers_weights_whose_removal_hurts_the_gradient_flow() -> None:
     """Removing the best-scored weight must lower g.g more than removing the worst-scored one."""
-    model, x, y = next(case for case in CASES if case.name == "mlp_tanh").problem()
+    model, x, y = case_named("mlp_tanh").problem()
     parameters = pai.prunable_parameters(model)
     with torch.no_grad():
         for parameter in parameters.values():
