@@ -4,7 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
-_ENTRIES = ("*.safetensors", "*.lock", ".*.tmp")
+_KEY = "[0-9a-f]" * 64  # SHA-256; nothing else in a folder is an entry of the cache
+_ENTRIES = (f"{_KEY}.safetensors", f"{_KEY}.lock", f".{_KEY}.*.tmp")
 _GIB = 2**30
 
 
@@ -24,10 +25,17 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     files = [path for pattern in _ENTRIES for path in arguments.dir.glob(pattern)]
     entries = [path for path in files if path.suffix == ".safetensors"]
-    size = sum(path.stat().st_size for path in files) / _GIB
+    size = sum(map(_size, files)) / _GIB
     print(f"{arguments.dir}: {len(entries)} entries, {size:.2f} GiB")
     if arguments.clear:
         for path in files:
             path.unlink(missing_ok=True)
         print("cleared")
     return 0
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # a run has renamed or removed it meanwhile
+        return 0

@@ -63,7 +63,7 @@ def _command(argv: list[str]) -> int:
         print(f"run error: {_one_line(error)}", file=sys.stderr)
         return 1
     if not is_main():
-        return 0 if arguments.dry_run else _help()
+        return 0 if arguments.dry_run else _assist()
     if arguments.dry_run:
         return _tell(jobs, plans)
     if launched() > 1:  # torchrun would end this process before it can say how the run failed
@@ -143,7 +143,7 @@ def _checked_jobs(arguments: argparse.Namespace) -> "tuple[list[Job], list[Plan]
     from pai.compose import compose_jobs
     from pai.launchers import check_launcher
     from pai.plan import prepare
-    from pai.runner import check_run_directory
+    from pai.runner import check_run_directory, directory_setting
 
     jobs = compose_jobs(arguments)
     if arguments.multirun:
@@ -152,7 +152,8 @@ def _checked_jobs(arguments: argparse.Namespace) -> "tuple[list[Job], list[Plan]
     for job in jobs:
         plans.append(prepare(job.config))
         if is_main():
-            check_run_directory(job.run_dir, job.config)
+            setting = directory_setting(multirun=arguments.multirun)
+            check_run_directory(job.run_dir, job.config, setting)
     return jobs, plans
 
 
@@ -167,7 +168,7 @@ def _no_job(config: object) -> None:
     """Stand in for a job where Hydra only answers a question."""
 
 
-def _help() -> int:
+def _assist() -> int:
     """Take part in the runs of the main process until there are no more; return the exit code."""
     from pai.plan import prepare
     from pai.runner import follow

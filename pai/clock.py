@@ -8,10 +8,11 @@ import torch
 
 
 class Clock:
-    """Adds the seconds spent in named blocks to ``seconds``, once the GPU has caught up."""
+    """Adds the seconds spent in named blocks to ``seconds``, once ``device`` has caught up."""
 
-    def __init__(self, seconds: dict[str, float]) -> None:
+    def __init__(self, seconds: dict[str, float], device: torch.device) -> None:
         self.seconds = seconds
+        self._device = device
         self._since: dict[str, float] = {}
 
     @contextmanager
@@ -31,8 +32,8 @@ class Clock:
 
     def tick(self) -> None:
         """Bring ``seconds`` up to date within the blocks, for a record that may be the last."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
         now = time.perf_counter()
         for key, since in self._since.items():
             self.seconds[key] = self.seconds.get(key, 0.0) + now - since

@@ -26,7 +26,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pai.errors import ConfigError, first_line, nearest
 from pai.paths import config_folder
 from pai.schema import GROUPS
-from pai.trust import hydra_faults
+from pai.trust import check_search_path, hydra_faults
 
 SCHEMA_WARNING = r"\s*'hydra/launcher/"
 """Hydra's, about files in ``conf/hydra/launcher`` that are named like those of its plugins."""
@@ -182,6 +182,8 @@ def _check_sweeps(overrides: list[Override], *, multirun: bool) -> None:
 
 def _check_choices(overrides: list[Override]) -> None:
     for override in overrides:
+        if override.key_or_group == "hydra.searchpath":
+            check_search_path(override.get_value_string())
         chosen = override.key_or_group in GROUPS and not override.is_delete()
         if chosen and override.value() is None:
             raise ConfigError(f"{override.key_or_group}: null is not a choice; a run needs one")

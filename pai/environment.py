@@ -1,5 +1,6 @@
 """Where a run happened: versions, device, source revision."""
 
+import os
 import platform
 import resource
 import subprocess
@@ -23,6 +24,8 @@ _PACKAGES = (
     "tokenizers",
 )
 
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # of Linux
+
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """Return versions, processor or GPU, thread count, git SHA and dirty flag for the record."""
@@ -39,10 +42,27 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Let :func:`peak_memory_gib` begin anew, so that a job does not tell an earlier job's peak.
+
+    On a CPU only Linux can; elsewhere the peak remains that of the process so far.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _CLEAR.exists() and os.access(_CLEAR, os.W_OK):
+        _CLEAR.write_text("5")  # VmHWM, the peak, begins again at VmRSS
+
+
 def peak_memory_gib(device: torch.device) -> float:
-    """Return the peak so far: of allocated GPU memory, or of the process on a CPU."""
+    """Return the peak since :func:`reset_peak_memory`.
+
+    On a GPU that is the memory of tensors, on a CPU all memory of the process.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    if _STATUS.exists():
+        (line,) = (one for one in _STATUS.read_text().splitlines() if one.startswith("VmHWM:"))
+        return int(line.split()[1]) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 

@@ -94,7 +94,7 @@ def measured_speed(plan: Plan, forward: int) -> float:
         started = time.perf_counter()
         model(samples).sum().backward()
         if plan.device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(plan.device)
         seconds.append(time.perf_counter() - started)
     return 3 * forward * count / min(seconds)
 

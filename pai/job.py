@@ -71,13 +71,13 @@ def _run(
 ) -> dict[str, Any]:
     from pai.launchers import use_own_threads
     from pai.plan import prepare
-    from pai.runner import run
+    from pai.runner import directory_setting, run
 
     use_own_threads()
     with _own_device(config, multirun=multirun):
         plan = prepare(config)
         broadcast_object(config)
-        return run(plan, run_dir, labels)
+        return run(plan, run_dir, labels, directory_setting(multirun=multirun))
 
 
 @contextlib.contextmanager

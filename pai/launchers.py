@@ -5,6 +5,7 @@ import os
 import shutil
 
 from pai.errors import ConfigError
+from pai.processors import cores
 from pai.submitted import SLURM
 
 _EXTRAS = {
@@ -33,13 +34,6 @@ def check_launcher(name: str) -> None:
             f"hydra/launcher: {SLURM} needs SLURM's command sbatch, which is not on this "
             "machine; start from a login node, or choose joblib"
         )
-
-
-def cores() -> int:
-    """Return how many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def jobs_at_once() -> int:

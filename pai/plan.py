@@ -91,6 +91,7 @@ def prepare(config: Mapping[str, Any]) -> Plan:
         json.dumps(config["model"]), spec,
         include_classifier=config["include_classifier"], effective=effective,
     )  # fmt: skip
+    _check_scorer(json.dumps(config["scorer"]), json.dumps(config["model"]), spec)
     return Plan(
         config=dict(config),
         dataset=parts["dataset"],
@@ -209,6 +210,17 @@ def resolve_device(name: str) -> torch.device:
             f"use auto or cpu"
         )
     return device
+
+
+@functools.cache
+def _check_scorer(scorer_config: str, model_config: str, spec: Spec) -> None:
+    """Let the scorer look at the network; remembered over the jobs of a sweep."""
+
+    def network() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            return _model_builder(json.loads(model_config), spec)().eval()
+
+    build("scorer", json.loads(scorer_config)).check_network(network, spec.inputs())
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 FILE_NAME, HISTOGRAM_FILE = "record.json", "scores.json"
-_PATIENCE_S = 10.0  # workers of a killed run notice its end within five seconds
+PATIENCE_S = 10.0  # workers of a killed run notice its end within five seconds
 
 
 class FolderInUseError(Exception):
@@ -20,7 +20,7 @@ class FolderInUseError(Exception):
 
 
 @contextmanager
-def alone_in(folder: Path, patience_s: float = _PATIENCE_S) -> Iterator[None]:
+def alone_in(folder: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
     """Hold ``folder`` for this process inside the block; the end of the process frees it too.
 
     Nothing is written: the folder itself is locked. A file system that cannot lock folders is

@@ -12,8 +12,9 @@ from torch import nn
 from pai.clock import Clock
 from pai.data.task import Bundle
 from pai.distributed import broadcast_object, world_size
-from pai.environment import describe_environment, peak_memory_gib
+from pai.environment import describe_environment, peak_memory_gib, reset_peak_memory
 from pai.errors import ConfigError
+from pai.identity import IGNORED, below, flatten
 from pai.masking.mask import apply_mask
 from pai.masking.select import Mask
 from pai.memory import memory_budget
@@ -26,11 +27,16 @@ from pai.seeding import global_seed, seed_of
 from pai.tracking.base import RunLabels
 from pai.training.loop import train
 
+_MAY_CHANGE = tuple(key for key in IGNORED if key != "device")  # when an unfinished run goes on
 
-def run(plan: Plan, run_dir: Path, labels: RunLabels) -> dict[str, Any]:
+
+def run(
+    plan: Plan, run_dir: Path, labels: RunLabels, setting: str = "hydra.run.dir"
+) -> dict[str, Any]:
     """Run ``plan`` in ``run_dir``, or continue the unfinished run that is there.
 
-    The record is written when the run starts, after scoring and when it ends, well or badly.
+    The record is written when the run starts, after scoring and when it ends, well or badly. Errors
+    name ``setting`` as what has chosen the directory.
 
     Returns:
         The record; the stored one, unchanged, if the run was complete already.
@@ -43,16 +49,16 @@ def run(plan: Plan, run_dir: Path, labels: RunLabels) -> dict[str, Any]:
     run_dir.mkdir(parents=True, exist_ok=True)
     try:
         with alone_in(run_dir):
-            return _run(plan, run_dir, labels)
+            return _run(plan, run_dir, labels, setting)
     except FolderInUseError as error:
         raise ConfigError(
-            f"hydra.run.dir: another process is running in {run_dir}; wait for it, or choose "
+            f"{setting}: another process is running in {run_dir}; wait for it, or choose "
             f"another directory"
         ) from error
 
 
-def _run(plan: Plan, run_dir: Path, labels: RunLabels) -> dict[str, Any]:
-    earlier = check_run_directory(run_dir, plan.config)
+def _run(plan: Plan, run_dir: Path, labels: RunLabels, setting: str) -> dict[str, Any]:
+    earlier = check_run_directory(run_dir, plan.config, setting)
     if earlier is not None:
         remove_partial_writes(run_dir)
         if earlier["status"] == "completed":
@@ -61,7 +67,8 @@ def _run(plan: Plan, run_dir: Path, labels: RunLabels) -> dict[str, Any]:
             return earlier
     record = _begin(plan, labels, _what_remains(run_dir, earlier))
     write_record(run_dir, record)
-    clock = Clock(record["timing_s"])
+    clock = Clock(record["timing_s"], plan.device)
+    reset_peak_memory(plan.device)
     try:
         with plan.tracker.session(plan.config, labels, run_dir) as session:
             with clock.timed("total"):
@@ -85,32 +92,39 @@ def follow(plan: Plan) -> None:
     """Take part in the run of ``plan`` that the main process does, writing nothing."""
     record = broadcast_object(None)
     if record is not None:
-        _pipeline(plan, record, Clock({}), NoOutput())
+        _pipeline(plan, record, Clock({}, plan.device), NoOutput())
 
 
-def check_run_directory(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+def directory_setting(*, multirun: bool) -> str:
+    """Return the name of the setting that chooses the run directory."""
+    return "hydra.sweep.dir" if multirun else "hydra.run.dir"
+
+
+def check_run_directory(
+    run_dir: Path, config: Mapping[str, Any], setting: str = "hydra.run.dir"
+) -> dict[str, Any] | None:
     """Return the record of an earlier run of the same configuration in ``run_dir``, if any.
 
     Raises:
-        ConfigError: the directory holds a run with another configuration (the logger aside).
+        ConfigError: the directory holds a run with another configuration (what only changes how
+            fast it computes and where it is logged aside); names ``setting``, which has chosen it.
     """
     parent = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ConfigError(
-            f"hydra.run.dir: {run_dir} cannot be made: {parent} is no writable folder"
-        )
+        raise ConfigError(f"{setting}: {run_dir} cannot be made: {parent} is no writable folder")
     try:
         record = read_record(run_dir)
     except ValueError as error:
-        raise ConfigError(f"hydra.run.dir: {error}; choose another directory") from error
+        raise ConfigError(f"{setting}: {error}; choose another directory") from error
     if record is None:
         return None
-    stored = record.get("config", {})
-    for key in sorted({*config, *stored} - {"logger"}):
-        if stored.get(key) != config.get(key):
+    stored, wanted = flatten(record.get("config", {})), flatten(config)
+    for key in sorted({*stored, *wanted}):
+        if stored.get(key) != wanted.get(key) and not below(key, _MAY_CHANGE):
             raise ConfigError(
-                f"hydra.run.dir: {run_dir} holds a run with {key}={stored.get(key)}, not "
-                f"{config.get(key)}; choose another directory, or remove this one"
+                f"{setting}: {run_dir} holds a run with {key}={stored.get(key, '(not there)')}, "
+                f"not {wanted.get(key, '(not there)')}; choose another directory, or remove this "
+                f"one"
             )
     return record
 

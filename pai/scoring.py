@@ -51,7 +51,7 @@ def score_and_select(
             prunable_parameters(model, include_classifier=config["include_classifier"])
         )
     scores: dict[str, Tensor] = {}
-    spent = Clock({"score": 0.0})
+    spent = Clock({"score": 0.0}, plan.device)
 
     def scorer(*arguments: Any, **options: Any) -> dict[str, Tensor]:
         with spent.timed("score"):

@@ -16,7 +16,7 @@ from typing import Any
 from pai.compose import Job, opened, quoted
 from pai.errors import ConfigError, RunError, first_line
 from pai.job import Task
-from pai.records import is_held, read_record, write_record
+from pai.records import FILE_NAME, PATIENCE_S, is_held, read_record, write_record
 from pai.reports.sweep import sweep_table
 from pai.submitted import SLURM, none_forgotten
 
@@ -28,12 +28,12 @@ _Reasons = dict[Path, str]
 
 def run_sweep(arguments: argparse.Namespace, jobs: Sequence[Job]) -> int:
     """Run the jobs that are not completed, print the table of all; return the exit code."""
+    if arguments.searches:
+        return _search(arguments, jobs[0].sweep_dir)
     reasons: _Reasons = {}
     waiting = [job for job in jobs if _status(job) != "completed"]
     try:
-        if arguments.searches:
-            _search(arguments)
-        elif waiting:
+        if waiting:
             _launch_all(arguments, waiting, reasons)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -43,6 +43,7 @@ def run_sweep(arguments: argparse.Namespace, jobs: Sequence[Job]) -> int:
     except RunError as error:
         print(f"run error: {error}", file=sys.stderr)
         return 1
+    _await_workers(waiting)
     for job in _dead(waiting):
         _bury(job, reasons)
     table, failed = sweep_table([job.run_dir for job in jobs], reasons)
@@ -127,16 +128,30 @@ def _launch(arguments: argparse.Namespace, jobs: Sequence[Job], reasons: _Reason
     return False
 
 
-def _search(arguments: argparse.Namespace) -> None:
-    """Let a sweeper that chooses the jobs as it goes do so."""
+def _search(arguments: argparse.Namespace, folder: Path) -> int:
+    """Let a sweeper that chooses the jobs as it goes do so; return the exit code."""
     from hydra.core.global_hydra import GlobalHydra
 
+    ended = ""
     with opened(arguments) as (name, overrides):
         hydra: Any = GlobalHydra.instance().hydra
+        fixed = ["hydra.mode=MULTIRUN", f"hydra.sweep.dir={quoted(str(folder.absolute()))}"]
         try:
-            hydra.multirun(name, Task(), [*overrides, "hydra.mode=MULTIRUN"])
-        except Exception as error:  # noqa: BLE001  (in the record of the job, and in the table)
-            _log.info("the sweep ends: %s: %s", type(error).__name__, first_line(error))
+            hydra.multirun(name, Task(), [*overrides, *fixed])
+        except KeyboardInterrupt:
+            ended = "interrupted"
+        except Exception as error:  # noqa: BLE001  (printed below; the records say the rest)
+            ended = f"{type(error).__name__}: {first_line(error)}"
+    run_dirs = sorted(path.parent for path in folder.rglob(FILE_NAME))
+    table, failed = sweep_table(run_dirs)
+    print(table)
+    if ended or failed:
+        print(
+            f"run error: {failed} of {len(run_dirs)} jobs are not done"
+            f"{'; the sweep ended: ' if ended else ''}{ended}",
+            file=sys.stderr,
+        )
+    return 1 if ended or failed else 0
 
 
 def _callbacks(master: Any) -> Any:
@@ -166,6 +181,15 @@ def _stamp(job: Job) -> int | None:
 def _dead(jobs: Sequence[Job]) -> list[Job]:
     """Return the jobs that were at work when their process ended without a word."""
     return [j for j in jobs if _status(j) == "running" and not is_held(j.run_dir)]
+
+
+def _await_workers(jobs: Sequence[Job]) -> None:
+    """Wait for what killed jobs have left: their workers hold a run directory for a moment."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline and any(
+        _status(job) == "running" and is_held(job.run_dir) for job in jobs
+    ):
+        time.sleep(_POLL_S)
 
 
 def _bury(job: Job, reasons: _Reasons) -> None:

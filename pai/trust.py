@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pai.errors import nearest
+from pai.errors import ConfigError, nearest
 from pai.paths import config_folder
 
 TRUST_VARIABLE = "PAI_TRUSTED_PACKAGES"
@@ -67,6 +67,15 @@ def distrust(path: Any, also: tuple[str, ...] = ()) -> str:
         known = own_components()
         return f"is no component of pai, which are those that its conf/ names{nearest(path, known)}"
     return ""
+
+
+def check_search_path(value: str) -> None:
+    """Raise :class:`ConfigError` if ``hydra.searchpath`` names a package: Hydra would import it."""
+    scheme = re.search(r"(?<![\w/])(?!file:)\w+://", value)
+    if scheme:
+        raise ConfigError(
+            f"hydra.searchpath: {scheme[0]} is not for folders; use file:///FOLDER or --config-dir"
+        )
 
 
 def hydra_faults(node: Mapping[str, Any]) -> list[str]:

@@ -14,12 +14,14 @@ def test_size_is_reported_and_entries_are_cleared(
 ) -> None:
     monkeypatch.setenv("PAI_CACHE", str(tmp_path))
     for key in ("a", "b"):
-        cached(tmp_path, key, {"x": (3,)}, lambda: {"x": torch.zeros(3)})
-    (tmp_path / "mine.txt").write_text("not an entry")
+        cached(tmp_path, 64 * key, {"x": (3,)}, lambda: {"x": torch.zeros(3)})
+    others = ["mine.txt", "model.safetensors", "mask.safetensors", ".lock"]
+    for name in others:  # a cache in a run directory
+        (tmp_path / name).write_text("not an entry")
     assert main([]) == 0
     assert f"{tmp_path}: 2 entries, 0.00 GiB" in capsys.readouterr().out
     assert main(["--clear"]) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
     assert main(["--dir", str(tmp_path / "missing")]) == 0
     assert "0 entries" in capsys.readouterr().out
 

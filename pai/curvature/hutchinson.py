@@ -155,30 +155,40 @@ class _Chunk:
         return product
 
     def gauss_newton_product(self) -> Product:
-        """Return ``v -> J^T S J v``: a forward pass with tangents, then a reverse pass."""
+        """Return ``v -> J^T S J v``: a forward pass with tangents, then a reverse pass.
+
+        The tangents come from a pass of their own that records no graph, so that only the graph of
+        one plain pass is kept, for all products.
+        """
+        outputs = self.model(self.inputs)
+        leaf = outputs.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(self.loss(leaf), leaf, create_graph=True)
 
         def product(vector: Named) -> Named:
-            with warnings.catch_warnings(), forward_ad.dual_level():
-                # torch's own forward mode warns of its own use of torch.jit
-                warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
-                weights = {
-                    name: forward_ad.make_dual(p, vector[name])
-                    for name, p in self.parameters.items()
-                }
-                outputs, tangent = forward_ad.unpack_dual(
-                    functional_call(self.model, weights, (self.inputs,))
-                )
-                if tangent is None:  # no parameter takes part
-                    return self._zeros()
-                tangent = tangent.detach()
-            leaf = outputs.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self.loss(leaf), leaf, create_graph=True)
-            if not slope.requires_grad:  # the loss is linear
+            tangent = self._tangent(vector)
+            if tangent is None or not slope.requires_grad:  # no parameter takes part, linear loss
                 return self._zeros()
-            (curved,) = torch.autograd.grad(slope, leaf, tangent)
+            (curved,) = torch.autograd.grad(slope, leaf, tangent, retain_graph=True)
             values = torch.autograd.grad(
-                outputs, list(self.parameters.values()), curved, materialize_grads=True
-            )
+                outputs, list(self.parameters.values()), curved,
+                retain_graph=True, materialize_grads=True,
+            )  # fmt: skip
             return dict(zip(self.parameters, values, strict=True))
 
         return product
+
+    @torch.no_grad()
+    def _tangent(self, vector: Named) -> Tensor | None:
+        """Return ``J v``, or None if no parameter takes part; the model is in eval mode."""
+        with (
+            warnings.catch_warnings(),
+            forward_ad.dual_level(),
+            sdpa_kernel(SDPBackend.MATH),  # the fused attention kernels have no forward derivative
+        ):
+            # torch's own forward mode warns of its own use of torch.jit
+            warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+            weights = {
+                name: forward_ad.make_dual(p, vector[name]) for name, p in self.parameters.items()
+            }
+            outputs = functional_call(self.model, weights, (self.inputs,))
+            return forward_ad.unpack_dual(outputs).tangent

@@ -1,10 +1,13 @@
 """CIFAR-10 and CIFAR-100 through torchvision."""
 
+import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from pai.data.augment import RandomCropFlip
 from pai.data.bundle import DataBundle, DataSpec
@@ -78,8 +81,10 @@ class Cifar:
         from torchvision import datasets
 
         family: Any = datasets.CIFAR10 if self.num_classes == 10 else datasets.CIFAR100
+        folder = self._folder()
         try:
-            data = family(self._folder().parent, train=train, download=self.download)
+            with self._downloading_alone(folder):
+                data = family(folder.parent, train=train, download=self.download)
         except DOWNLOAD_ERRORS as error:
             if self.download:
                 hint = f"without a network, unpack {_ARCHIVES[self.num_classes]} there by hand"
@@ -90,3 +95,12 @@ class Cifar:
             ) from error
         images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
         return Split(images, torch.tensor(data.targets))
+
+    def _downloading_alone(self, folder: Path) -> AbstractContextManager[Any]:
+        """Keep other processes out while torchvision may write the files: it does so in place."""
+        if not self.download:
+            return nullcontext()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder.parent, os.W_OK):  # then nothing is written either
+            return nullcontext()
+        return FileLock(folder.with_name(f".{folder.name}.lock"))

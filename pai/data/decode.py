@@ -4,7 +4,6 @@ Legend: N files, S the side of the square they become, H x W pixels.
 """
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from pai.cache import cached
 from pai.errors import RunError
+from pai.processors import cores
 
 _VERSION = 1  # of the pixels that decode_square makes of a file: to be raised when they change
 _CHUNK = 256
@@ -91,7 +91,7 @@ def _decode_all(paths: Sequence[str], shape: tuple[int, int, int, int]) -> Tenso
 
     with (
         tqdm(total=len(paths), desc="decoding", unit="image", disable=None, leave=False) as bar,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(cores()) as pool,
     ):
         for count in pool.map(decode_some, _chunks(len(paths))):
             bar.update(count)

@@ -12,6 +12,7 @@ from pai.data.folders import ClassFolders, list_class_folders
 from pai.data.options import check_fraction
 from pai.data.split import held_out
 from pai.data.streaming import Decoder, StreamedSplit, Workers
+from pai.processors import cores
 
 
 @dataclass(frozen=True)
@@ -111,5 +112,4 @@ class StreamedImageFolder:
 
 
 def _cores_per_process() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pai.errors import ConfigError
+from pai.identity import IGNORED, digest
 from pai.records import FILE_NAME
 from pai.reports.extra import require
-from pai.reports.identity import IGNORED, digest
 
 if TYPE_CHECKING:
     import pandas as pd

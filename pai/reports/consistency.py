@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from pai.errors import ConfigError, nearest
+from pai.identity import IGNORED, below, flatten
 from pai.reports.collect import Run
-from pai.reports.identity import IGNORED, below, flatten
 
 # What comes with the choice of a group: a scorer may bring a schedule (conf/scorer/synflow.yaml).
 _BRINGS = {"scorer": ("schedule",)}

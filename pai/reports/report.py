@@ -9,9 +9,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from pai.identity import flatten
 from pai.reports.collect import Collection, LeftOut, Run
 from pai.reports.grid import Grid
-from pai.reports.identity import flatten
 from pai.reports.table import MISSING, markdown, markdown_code, markdown_text, shown
 
 CAPTIONS = {

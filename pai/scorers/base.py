@@ -1,7 +1,7 @@
 """What all scorers share: the call, the untouched model, the check that scores are numbers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -85,6 +85,16 @@ class Scorer(ABC):
 
     def check_outputs(self, shape: tuple[int, ...]) -> None:  # noqa: B027  (most have no limit)
         """Raise ``ValueError`` if logits of ``shape`` are too many for this method; cheap."""
+
+    def check_network(  # noqa: B027  (most take any)
+        self, build: Callable[[], nn.Module], inputs: Tensor
+    ) -> None:
+        """Raise :class:`ConfigError` if the method is not defined for a network.
+
+        Args:
+            build: makes the network, in eval mode on the CPU.
+            inputs: empty samples that it takes.
+        """
 
     def describe(
         self, model: nn.Module, batches: Batches, parameters: Mapping[str, nn.Parameter]

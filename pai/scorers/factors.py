@@ -50,8 +50,15 @@ class FactorScorer(Scorer):
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
+        unknown = self._needs() - {"w", "g", "h"}
+        if unknown:
+            raise ValueError(
+                f"saliency: its parameters must be among w, g and h, got {', '.join(unknown)}"
+            )
         if "h" in self._needs() and self.estimator is None:
             raise ValueError("this saliency needs a curvature diagonal: give an estimator")
+        if "h" in self._needs() and self.train_batchnorm:
+            raise ValueError("train_batchnorm is for saliencies without a curvature diagonal")
 
     def _needs(self) -> set[str]:
         return set(inspect.signature(self.saliency).parameters)

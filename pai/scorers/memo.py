@@ -1,9 +1,12 @@
 """Remembering what was computed from a network: sweeps over sparsities score it once.
 
 The key of an entry says everything the numbers depend on: the network (its configuration, weights
-and buffers), the scoring samples and how they are batched, the state of the random stream, the
-options of what is computed, the source code that computes it, and torch's version and device. So
-there is nothing to invalidate, and a hit is bit for bit what would have been computed.
+and buffers; the code of the packages that its modules' classes and its builder come from), the
+scoring samples and how they are batched, the state of the random stream, the options of what is
+computed, the source code that computes it, and torch's version and device. So there is nothing to
+invalidate, and a hit is bit for bit what would have been computed. Code counts by its text, that of
+installed packages by their version; a function that a ``forward`` takes from yet another package
+is not seen.
 """
 
 import dataclasses
@@ -11,10 +14,13 @@ import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +29,7 @@ from torch import nn
 
 from pai.cache import Tensors, cached, checksum
 from pai.objective import Batches, Named
+from pai.trust import trusted_packages
 
 
 @dataclass
@@ -119,6 +126,9 @@ def _subject(
     digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
     device = next(model.parameters()).device
     digest.update(f"{torch.__version__} {device.type} {type(model).__qualname__}".encode())
+    classes = {type(module).__module__.partition(".")[0] for module in model.modules()}
+    for package in sorted({*classes, *trusted_packages()} - {"pai", "torch"}):
+        digest.update(f"{package} {_code_version(package)}".encode())
     if device.type == "cuda":
         digest.update(torch.cuda.get_device_name(device).encode())
     state = dict(model.named_parameters()) | dict(model.named_buffers())
@@ -134,8 +144,31 @@ def _subject(
 def source_version(file: str) -> str:
     """Return the SHA-256 of the source of ``pai`` that scores depend on, and of ``file``."""
     package = Path(__file__).parent.parent
-    files = [*package.glob("*.py"), *package.glob("curvature/*.py"), *package.glob("scorers/*.py")]
+    parts = ("*.py", "curvature/*.py", "scorers/*.py", "models/*.py")
+    files = [path for part in parts for path in sorted(package.glob(part))]
+    return _text_version([*files, *([Path(file)] if file else [])])
+
+
+@functools.cache
+def _code_version(package: str) -> str:
+    """Return the version of an installed package, and of any other the SHA-256 of its source."""
+    module = sys.modules.get(package)
+    if module is None:
+        return "not imported"
+    folders = [Path(folder) for folder in getattr(module, "__path__", ())]
+    places = folders or [Path(file) for file in (getattr(module, "__file__", None),) if file]
+    installed = [Path(sysconfig.get_path(key)) for key in ("purelib", "platlib")]
+    if all(any(place.is_relative_to(root) for root in installed) for place in places):
+        try:
+            return version(package)
+        except PackageNotFoundError:  # it has no version, or another name than its distribution
+            pass
+    inside = [file for folder in folders for file in sorted(folder.rglob("*.py"))]
+    return _text_version(inside or places)
+
+
+def _text_version(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for path in [*sorted(files), *([Path(file)] if file else [])]:
+    for path in files:
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -1,6 +1,6 @@
 """PHEW: random walks from unit to unit that prefer large weights."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from pai.objective import Batches, LossFn, Named, first_inputs
 from pai.parallel import common_stream
 from pai.scorers.base import Scorer
 from pai.scorers.unit_graph import Step, trace
-from pai.state import kept_weights
+from pai.state import kept_weights, scoring_mode
 
 _AT_ONCE = 4096  # walks, at least; more for large networks
 _MOST_WALKS = 20  # per weight to be found; enough for 99 % of gaussian weights
@@ -52,6 +52,12 @@ class Phew(Scorer):
     def __post_init__(self) -> None:
         if not 0 < self.coverage <= 1:
             raise ValueError(f"coverage must be above 0 and at most 1, got {self.coverage}")
+
+    def check_network(self, build: Callable[[], nn.Module], inputs: Tensor) -> None:
+        """Raise :class:`ConfigError` if there are no walks from unit to unit in the network."""
+        model = build()
+        with scoring_mode(model):
+            trace(model, inputs[:1])
 
     def score(
         self, model: nn.Module, batches: Batches, parameters: Mapping[str, nn.Parameter], *,

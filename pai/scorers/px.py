@@ -16,7 +16,7 @@ from pai.objective import Batches, LossFn, Named, first_inputs, gradients
 from pai.parallel import add_up
 from pai.prunable import classifier, prunable_parameters
 from pai.scorers.base import Scorer
-from pai.state import buffers_without_means, dense_weights, kept_weights
+from pai.state import buffers_without_means, dense_weights, kept_weights, scoring_mode
 
 _RELU = (F.relu, torch.relu, Tensor.relu)
 _RELU_IN_PLACE = (F.relu_, torch.relu_, Tensor.relu_)
@@ -61,6 +61,14 @@ class Px(Scorer):
     def __post_init__(self) -> None:
         if self.classifier not in ("signed", "squared"):
             raise ValueError(f"classifier must be 'signed' or 'squared', got {self.classifier!r}")
+
+    def check_network(self, build: Callable[[], nn.Module], inputs: Tensor) -> None:
+        """Raise :class:`ConfigError` if the network's function is no sum over paths."""
+        model = build()
+        batches = [(inputs[:1], torch.zeros(1, dtype=torch.long))]
+        parameters = prunable_parameters(model, include_classifier=True)
+        with scoring_mode(model):
+            self.score(model, batches, parameters, loss_fn=None, generator=None)
 
     def score(
         self, model: nn.Module, batches: Batches, parameters: Mapping[str, nn.Parameter], *,

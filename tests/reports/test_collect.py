@@ -8,9 +8,9 @@ import pytest
 from sweep_records import LAYERS, record, write
 
 from pai.errors import ConfigError
+from pai.identity import digest, flatten
 from pai.records import write_record
 from pai.reports.collect import collect
-from pai.reports.identity import digest, flatten
 
 
 def test_every_record_is_found_wherever_it_is_and_once(tmp_path: Path) -> None:
