@@ -120,10 +120,12 @@ def chunks(
 
     ``copies`` is the peak of the caller's method in units of what a plain backward pass keeps.
     """
-    size = None
+    sizes: dict[torch.Size, int] = {}
     for _, inputs, targets in shares(batches):
-        size = size or samples_at_once(model, inputs, copies)
-        yield from zip(inputs.split(size), targets.split(size), strict=True)
+        kind = inputs.shape[1:]
+        if kind not in sizes:
+            sizes[kind] = samples_at_once(model, inputs, copies)
+        yield from zip(inputs.split(sizes[kind]), targets.split(sizes[kind]), strict=True)
 
 
 def samples_at_once(model: nn.Module, inputs: Tensor, copies: float) -> int:

@@ -4,7 +4,8 @@ Outputs are ``[N, C]``, or ``[N, C, L]`` for samples with L predictions each; ta
 ``[N, L]``. The loss ``l_n`` of a sample is the mean over its own predictions.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from pai.state import batch_statistics
 Batches = Iterable[tuple[Tensor, Tensor]]
 LossFn = Callable[[Tensor, Tensor], Tensor]
 Named = dict[str, Tensor]
+_LOOKED_AT = 8  # samples, to see whether a loss is a mean over them
 _COPIES = 1.0  # peak memory of a plain gradient pass in units of what it keeps
 SECOND_ORDER_COPIES = 4.0  # of a pass that is differentiated again; ResNets: 2.5, ViTs: 4
 
@@ -50,18 +52,78 @@ def mean_loss(
 ) -> Tensor:
     """Return ``loss_fn(outputs / T, targets)``: a scalar, the mean over the batch.
 
+    Warns of a ``loss_fn`` that is no mean over samples.
+
     Raises:
-        ValueError: cross-entropy was given negative targets. It would leave those positions out
-            (``ignore_index``), and then the mean over a batch is not the mean of its samples.
+        ValueError: the model's output is not one tensor, the loss no scalar, or cross-entropy was
+            given negative targets. It would leave those positions out (``ignore_index``), and then
+            the mean over a batch is not the mean of its samples.
     """
+    require_tensor(outputs)
     if loss_fn is None:
         if not targets.is_floating_point() and bool((targets < 0).any()):
             raise ValueError(
                 "targets are negative: positions cannot be ignored while scoring; leave them out, "
                 "or give a loss_fn that is a mean over samples"
             )
-        loss_fn = F.cross_entropy
-    return loss_fn(outputs / temperature, targets)
+        return F.cross_entropy(outputs / temperature, targets)
+    loss = loss_fn(outputs / temperature, targets)
+    if loss.ndim != 0:
+        raise ValueError(
+            f"loss_fn must return a scalar, the mean over samples; it returns shape "
+            f"{list(loss.shape)} (reduction='mean'?)"
+        )
+    _warn_unless_mean(loss_fn, outputs.detach() / temperature, targets)
+    return loss
+
+
+def require_tensor(outputs: object) -> None:
+    """Raise ``ValueError`` if a model's output is not one tensor."""
+    if not isinstance(outputs, Tensor):
+        raise ValueError(
+            f"the model returns a {type(outputs).__name__}, and scoring needs one tensor: wrap the "
+            f"model in a module that returns the logits alone"
+        )
+
+
+@torch.no_grad()
+def _warn_unless_mean(loss_fn: LossFn, outputs: Tensor, targets: Tensor) -> None:
+    """Warn if the loss of some samples is not the mean of their losses."""
+    some = min(len(targets), _LOOKED_AT)
+    if some < 2:
+        return
+    together = loss_fn(outputs[:some], targets[:some])
+    alone = [loss_fn(outputs[n : n + 1], targets[n : n + 1]) for n in range(some)]
+    mean = torch.stack(alone).mean()
+    if not torch.isclose(together, mean, rtol=1e-2, atol=1e-6):
+        warnings.warn(
+            f"loss_fn is no mean over samples (of {some}: {together:.4g} together, {mean:.4g} as "
+            f"the mean of each alone): scores depend on the batch size", stacklevel=3,
+        )  # fmt: skip
+
+
+def sum_type(kind: torch.dtype) -> torch.dtype:
+    """Return the type for sums over samples of numbers of a type: float32 for shorter ones."""
+    return torch.promote_types(kind, torch.float32)
+
+
+def zero_sums(parameters: Mapping[str, Tensor]) -> Named:
+    """Return zeros for sums over samples, in the shape of each parameter, contiguous."""
+    return {
+        name: torch.zeros(p.shape, dtype=sum_type(p.dtype), device=p.device)
+        for name, p in parameters.items()
+    }
+
+
+def check_batches(batches: Batches) -> None:
+    """Raise ``ValueError`` if ``batches`` can be read only once or is a single batch."""
+    if isinstance(batches, Iterator):
+        raise ValueError(
+            "batches can be read only once, and scoring may read them again; give a list or a "
+            "DataLoader"
+        )
+    if isinstance(batches, tuple | list) and any(isinstance(part, Tensor) for part in batches):
+        raise ValueError("batches must be a list of (inputs, targets), as in [(inputs, targets)]")
 
 
 def gradients(
@@ -103,7 +165,7 @@ def _mean_gradient(
     model: nn.Module, batches: Batches, parameters: Mapping[str, Tensor],
     loss_fn: LossFn | None, temperature: float, *, shared: bool,
 ) -> Named:  # fmt: skip
-    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    total = zero_sums(parameters)
     samples = 0
     for inputs, targets in batches:
         loss = mean_loss(model(inputs), targets, loss_fn, temperature)

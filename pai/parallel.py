@@ -21,7 +21,7 @@ def shares(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[int, Tens
     """Yield ``(position of the batch, inputs, targets)`` of this process's samples of each batch.
 
     Shares are contiguous and differ by at most one sample; which process takes the larger ones
-    goes round. Empty shares are left out.
+    goes round. Empty shares and empty batches are left out.
 
     Raises:
         ValueError: the processes were given different batches.
@@ -29,6 +29,8 @@ def shares(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[int, Tens
     count = processes()
     rank = dist.get_rank() if count > 1 else 0
     for position, (inputs, targets) in enumerate(batches):
+        if len(targets) == 0:
+            continue
         if count == 1:
             yield position, inputs, targets
             continue

@@ -1,5 +1,6 @@
 """Which parameters may be pruned: the weights of convolutions and linear layers, by module type."""
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,15 +24,27 @@ def prunable_parameters(
     dense; SNIP and SynFlow prune it). A parameter shared by several modules appears once, under
     its first name, and counts as the classifier's if the classifier is one of them.
 
+    Layers whose weight is computed from other parameters (``weight_norm``, ``nn.utils.prune``) have
+    none to prune; a warning names them.
+
     Args:
         model: any module; it is not changed.
         include_classifier: also return the classifier's weight.
+
+    Raises:
+        ValueError: a lazy module has no weight yet.
     """
+    computed = [name for name, module in model.named_modules() if _is_computed(module)]
+    if computed:
+        warnings.warn(
+            f"{', '.join(computed)}: not prunable, as the weight is computed from other "
+            f"parameters (weight_norm, parametrizations, nn.utils.prune)", stacklevel=2,
+        )  # fmt: skip
     excluded = {}
     if not include_classifier:
         head = classifier(model)
         excluded = {id(p): p for p in head.parameters()} if head is not None else {}
-    chosen = {id(parameter) for _, parameter in _weights(model)}
+    chosen = {id(parameter) for layer in _layers(model) for parameter in _weights(layer)}
     return {
         name: parameter
         for name, parameter in model.named_parameters()
@@ -45,12 +58,15 @@ def classifier(model: nn.Module) -> nn.Module | None:
     A timm model says so itself: ``get_classifier()``, and ``pretrained_cfg["classifier"]``, which
     alone names the auxiliary head of VOLO. Otherwise it is the prunable layer registered last,
     which is where every common model family puts its head. Several heads (a distillation token's
-    beside the class token's) come as one ``nn.ModuleList``.
+    beside the class token's) come as one ``nn.ModuleList``. Wrappers for several devices are looked
+    through.
     """
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
     if callable(getattr(model, "get_classifier", None)):
         heads = _timm_heads(model)
         return nn.ModuleList(heads) if len(heads) > 1 else next(iter(heads), None)
-    layers = [module for module, _ in _weights(model)]
+    layers = list(_layers(model))
     return layers[-1] if layers else None
 
 
@@ -66,14 +82,27 @@ def _timm_heads(model: Any) -> list[nn.Module]:
     return [head for head in heads if head not in inside]
 
 
-def _weights(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+def _layers(model: nn.Module) -> Iterator[nn.Module]:
     for module in model.modules():
-        names: tuple[str, ...] = ()
-        if isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
-            names = _WEIGHT_NAMES
-        elif isinstance(module, nn.MultiheadAttention):
-            names = _ATTENTION_WEIGHT_NAMES
-        for name in names:
-            parameter = getattr(module, name, None)
-            if isinstance(parameter, nn.Parameter):
-                yield module, parameter
+        if isinstance(module, (nn.Linear, *_CONVOLUTIONS, nn.MultiheadAttention)):
+            yield module
+
+
+def _weights(layer: nn.Module) -> Iterator[nn.Parameter]:
+    attention = isinstance(layer, nn.MultiheadAttention)
+    for name in _ATTENTION_WEIGHT_NAMES if attention else _WEIGHT_NAMES:
+        parameter = getattr(layer, name, None)
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ValueError(
+                f"the weight of {type(layer).__name__} has no shape yet: run the model on one "
+                f"batch first"
+            )
+        if isinstance(parameter, nn.Parameter):
+            yield parameter
+
+
+def _is_computed(module: nn.Module) -> bool:
+    """Return whether the weight of a layer is no parameter but made of others."""
+    return isinstance(module, (nn.Linear, *_CONVOLUTIONS)) and not isinstance(
+        module.weight, nn.Parameter
+    )

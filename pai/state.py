@@ -1,5 +1,6 @@
 """Scoring is a function of the model's state: whatever a block does to it is undone at the end."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,18 +19,23 @@ def scoring_mode(model: nn.Module) -> Iterator[None]:
     """Put ``model`` into eval mode without gradients; restore every bit of its state afterwards.
 
     Restored, also when the block raises: each module's train/eval flag, each parameter's
-    ``requires_grad`` and ``.grad`` (the same object), and the values of all buffers. Inside the
-    block no parameter has a gradient, all floating-point parameters require one, and torch's fused
-    inference kernel for attention, which has no derivative, is off.
+    ``requires_grad`` and ``.grad`` (the same object), all buffers (those that were not there before
+    go), and parameters that the forward pass itself renormalises (``max_norm`` of an embedding) or
+    gives new data. Inside the block no parameter has a gradient, all floating-point parameters
+    require one, and torch's fused inference kernel for attention, which has no derivative, is off.
+    Gradients are recorded, also where the caller has turned that off.
+
+    Raises:
+        ValueError: in ``torch.inference_mode``, where nothing can be differentiated.
+        RuntimeError: the forward pass has changed a parameter in place, which cannot be undone.
     """
+    if torch.is_inference_mode_enabled():
+        raise ValueError("scoring takes derivatives: call it outside torch.inference_mode()")
+    _warn_of_batch_statistics(model)
     fastpath = torch.backends.mha.get_fastpath_enabled()
     training = {module: module.training for module in model.modules()}
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
+    buffers, weights = _Buffers(model), _Weights(model)
     try:
         model.eval()
         torch.backends.mha.set_fastpath_enabled(False)
@@ -37,7 +43,8 @@ def scoring_mode(model: nn.Module) -> Iterator[None]:
             parameter.grad = None
             if parameter.is_floating_point():
                 parameter.requires_grad_(True)
-        yield
+        with torch.enable_grad():
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for module, flag in training.items():
@@ -46,9 +53,80 @@ def scoring_mode(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
         with torch.no_grad():
-            for module, name, buffer, saved in buffers:
-                buffer.copy_(saved)
-                setattr(module, name, buffer)  # the block may have replaced it
+            buffers.restore()
+            weights.restore()
+
+
+class _Buffers:
+    """The buffers of a model: which there are, and their values."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._there = {
+            module: (dict(module._buffers), set(module._non_persistent_buffers_set))
+            for module in model.modules()
+        }
+        self._values = {
+            buffer: buffer.detach().clone()
+            for named, _ in self._there.values()
+            for buffer in named.values()
+            if buffer is not None
+        }
+
+    def restore(self) -> None:
+        """Bring all of them back."""
+        for module, (named, not_persistent) in self._there.items():
+            module._buffers.clear()
+            module._buffers.update(named)
+            module._non_persistent_buffers_set.clear()
+            module._non_persistent_buffers_set.update(not_persistent)
+        for buffer, value in self._values.items():
+            if not torch.equal(buffer, value):  # a buffer that overlaps itself cannot be written
+                buffer.copy_(value)
+
+
+class _Weights:
+    """The parameters of a model, whose values scoring does not change, but a forward pass may."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._named = dict(model.named_parameters())
+        self._data = {name: p.data for name, p in self._named.items()}  # the same memory
+        self._versions = {name: p._version for name, p in self._named.items()}
+        self._copies = {
+            module.weight: module.weight.detach().clone()
+            for module in model.modules()
+            if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None
+        }
+
+    def restore(self) -> None:
+        """Bring back what can be; raise ``RuntimeError`` if that is not all."""
+        changed = []
+        for name, parameter in self._named.items():
+            if parameter.data_ptr() != self._data[name].data_ptr():
+                parameter.data = self._data[name]
+            if parameter in self._copies:
+                parameter.copy_(self._copies[parameter])
+            elif parameter._version != self._versions[name]:
+                changed.append(name)
+        if changed:
+            raise RuntimeError(
+                f"the model's forward pass changes {', '.join(changed)} in place, also in eval "
+                f"mode; it cannot be scored and left as it was"
+            )
+
+
+def _warn_of_batch_statistics(model: nn.Module) -> None:
+    """Warn of BatchNorm that normalises with the statistics of each batch even in eval mode."""
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+    ]
+    if names:
+        warnings.warn(
+            f"{', '.join(names)}: BatchNorm without running statistics normalises with those of "
+            f"each batch, so scores depend on the batches (use track_running_stats=True)",
+            stacklevel=4,
+        )
 
 
 @contextmanager
@@ -101,17 +179,17 @@ def kept_weights(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
 
 
 def buffers_without_means(model: nn.Module) -> dict[str, Tensor]:
-    """Return copies of the buffers in float64, the running means of BatchNorm zero.
+    """Return copies of the buffers in float64, the running means of norms zero.
 
-    With them BatchNorm adds nothing of its own but its bias. Buffers of whole numbers keep their
-    type.
+    With them BatchNorm and InstanceNorm add nothing of their own but their bias. Buffers of whole
+    numbers keep their type.
     """
     buffers = {}
     for name, buffer in model.named_buffers():
         value = buffer.detach().clone()
         buffers[name] = value.double() if value.is_floating_point() else value
     for prefix, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, nn.modules.batchnorm._NormBase):
             name = f"{prefix}.running_mean" if prefix else "running_mean"
             if name in buffers:
                 buffers[name] = torch.zeros_like(buffers[name])

@@ -79,7 +79,10 @@ class BatchNormWarmup:
             return WarmupReport(0, batches=0, statistics=None)
         observe = _population(layers) if self.statistics == "population" else _nothing()
         seen = 0
-        with _only_batchnorm_trains(model, layers), observe as commit, torch.no_grad():
+        with (
+            _all_or_nothing(layers), _only_batchnorm_trains(model, layers), observe as commit,
+            torch.no_grad(),
+        ):  # fmt: skip
             for inputs, _ in islice(batches, self.num_batches):
                 model(inputs)
                 seen += 1
@@ -156,6 +159,18 @@ def _only_batchnorm_trains(model: nn.Module, layers: Iterable[nn.Module]) -> Ite
     finally:
         for module, flag in flags.items():
             module.training = flag
+
+
+@contextmanager
+def _all_or_nothing(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Bring the statistics back if the block raises: half a warmup is none."""
+    saved = {buffer: buffer.clone() for layer in layers for buffer in layer.buffers()}
+    try:
+        yield
+    except BaseException:
+        for buffer, value in saved.items():
+            buffer.copy_(value)
+        raise
 
 
 @contextmanager

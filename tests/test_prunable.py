@@ -2,6 +2,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from pai.models.resnet import thin_resnet
 from pai.models.vgg import vgg
@@ -162,3 +163,39 @@ def test_frozen_parameters_and_evaluation_mode_make_no_difference() -> None:
     model.eval().requires_grad_(False)
     assert names(model) == expected
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_head_with_a_computed_weight_is_still_the_classifier_and_is_named() -> None:
+    model = nn.Sequential(
+        nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(),
+        nn.utils.parametrizations.weight_norm(nn.Linear(5, 3)),
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match=r"^4: not prunable, as the weight is computed"):
+        names = list(prunable_parameters(model))
+    assert names == ["0.weight", "2.weight"]
+
+
+@pytest.mark.parametrize("inner", ["0", "2"])
+def test_a_hidden_layer_with_a_computed_weight_is_left_out_and_named(inner: str) -> None:
+    model = nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 3))
+    prune.identity(model.get_submodule(inner), "weight")
+    with pytest.warns(UserWarning, match=rf"^{inner}: not prunable"):
+        names = list(prunable_parameters(model))
+    assert names == [f"{2 - int(inner)}.weight"]
+
+
+def test_wrappers_for_several_devices_are_looked_through() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.body = nn.Linear(5, 3), nn.Linear(4, 5)
+
+        def get_classifier(self) -> nn.Module:
+            return self.head
+
+    assert list(prunable_parameters(nn.DataParallel(Heads()))) == ["module.body.weight"]
+
+
+def test_a_lazy_layer_is_refused_in_words() -> None:
+    with pytest.raises(ValueError, match="run the model on one batch first"):
+        prunable_parameters(nn.Sequential(nn.LazyLinear(5), nn.Linear(5, 3)))

@@ -241,3 +241,13 @@ def test_no_warmup_changes_nothing_and_counts_the_layers() -> None:
     assert NoWarmup()(model, random_batches()) == WarmupReport(3, 0, None)
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, before[name])
+
+
+@pytest.mark.parametrize("statistics", ["running", "population"])
+def test_half_a_warmup_is_none(statistics: Statistics) -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    batches = [(torch.randn(size, 4), torch.zeros(size)) for size in (8, 1)]  # 1: no variance
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        warm_up_batchnorm(model, batches, statistics=statistics)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -17,7 +17,7 @@ from pai.curvature.hutchinson import Hutchinson as Hutchinson
 from pai.curvature.hutchinson import Matrix as Matrix
 from pai.errors import nearest
 from pai.memory import within_memory
-from pai.objective import Batches, LossFn, Named
+from pai.objective import Batches, LossFn, Named, check_batches
 from pai.prunable import prunable_parameters
 from pai.state import scoring_mode
 
@@ -60,7 +60,8 @@ def curvature_diagonal(
         One tensor per parameter, in its shape: the mean over samples.
 
     Raises:
-        ValueError: an unknown estimator or option, an option out of range, or no batch.
+        ValueError: an unknown estimator or option, an option out of range, no batch, or batches
+            that can be read only once.
         RunError: memory does not suffice for a single sample.
 
     Example:
@@ -79,6 +80,7 @@ def curvature_diagonal(
         method = _ESTIMATORS[estimator](temperature=temperature, **options)
     except TypeError as error:
         raise ValueError(f"estimator {estimator}: {error}") from None
+    check_batches(batches)
     if parameters is None:
         parameters = prunable_parameters(model)
 

@@ -21,6 +21,7 @@ from pai.objective import (
     check_temperature,
     mean_gradient,
     mean_loss,
+    require_tensor,
 )
 from pai.parallel import common_stream
 
@@ -122,8 +123,17 @@ def draw_labels(probabilities: Tensor, uniform: Tensor) -> Tensor:
 
 
 def prediction_shape(targets: Tensor) -> tuple[int, ...]:
-    """Return ``[N]`` or ``[N, L]`` for targets that are classes or probabilities of classes."""
+    """Return ``[N]`` or ``[N, L]`` for targets that are classes or probabilities of classes.
+
+    Raises:
+        ValueError: they are real numbers without an axis of classes: no classification.
+    """
     shape = tuple(targets.shape)
+    if targets.is_floating_point() and len(shape) < 2:
+        raise ValueError(
+            f"targets must be classes [N] (whole numbers) or probabilities [N, C], got real "
+            f"numbers of shape {list(shape)}; for regression use empirical_fisher or hutchinson"
+        )
     return shape[:1] + shape[2:] if targets.is_floating_point() else shape
 
 
@@ -147,6 +157,7 @@ def require_logits(outputs: Tensor, expected: tuple[int, ...]) -> Tensor:
     Raises:
         ValueError: they are not.
     """
+    require_tensor(outputs)
     shape = tuple(outputs.shape)
     if shape[:1] + shape[2:] != tuple(expected):
         wanted = ", ".join(map(str, [*expected[:1], "C", *expected[1:]]))

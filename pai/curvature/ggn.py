@@ -67,7 +67,10 @@ class ExactGGN:
                 for column in cholesky_columns(position.detach().softmax(1)):
                     yield (column * position).sum() / count**0.5
 
-        trial = sum_of_losses(None, self.temperature)
+        def trial(outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
+            require_logits(outputs, prediction_shape(targets))
+            yield from sum_of_losses(None, self.temperature)(outputs, targets)
+
         mean = per_sample_means(
             model, batches, parameters, columns, trial=trial, with_gradients=False
         )

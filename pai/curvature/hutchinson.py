@@ -22,9 +22,11 @@ from pai.objective import (
     gradients,
     mean_gradient,
     mean_loss,
+    zero_sums,
 )
 from pai.parallel import add_up, common_stream, shares
 
+_GAUSS_NEWTON_COPIES = 2.0  # peak memory in units of what a plain pass keeps
 Matrix = Literal["hessian", "gauss_newton"]
 Product = Callable[[Named], Named]
 
@@ -73,20 +75,19 @@ class Hutchinson:
         Raises:
             ValueError: there is no batch at all.
         """
-        diagonal = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        diagonal = zero_sums(parameters)
         seed, samples = common_stream(generator).initial_seed(), 0
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
-            for position, inputs, targets in self._chunks(model, batches):
-                chunk = _Chunk(model, inputs, targets, parameters, loss_fn, self.temperature)
-                hessian = self.matrix == "hessian"
-                times = chunk.hessian_product() if hessian else chunk.gauss_newton_product()
-                for k in range(self.num_probes):
-                    stream = torch.Generator().manual_seed(seed + position * self.num_probes + k)
-                    probe = {n: rademacher(p, stream) for n, p in parameters.items()}
-                    share = len(targets) / self.num_probes
-                    for name, value in times(probe).items():
-                        diagonal[name].addcmul_(probe[name], value, value=share)
-                samples += len(targets)
+        for position, inputs, targets in self._chunks(model, batches):
+            chunk = _Chunk(model, inputs, targets, parameters, loss_fn, self.temperature)
+            hessian = self.matrix == "hessian"
+            times = chunk.hessian_product() if hessian else chunk.gauss_newton_product()
+            for k in range(self.num_probes):
+                stream = torch.Generator().manual_seed(seed + position * self.num_probes + k)
+                probe = {n: rademacher(p, stream) for n, p in parameters.items()}
+                share = len(targets) / self.num_probes
+                for name, value in times(probe).items():
+                    diagonal[name].add_(probe[name] * value, alpha=share)
+            samples += len(targets)
         samples = add_up([diagonal], samples)
         diagonal = {name: value / samples for name, value in diagonal.items()}
         if not with_gradient:
@@ -97,9 +98,13 @@ class Hutchinson:
 
     def _chunks(self, model: nn.Module, batches: Batches) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield pieces that fit into memory, with the position of the batch whose probes to use."""
-        most = None
+        copies = SECOND_ORDER_COPIES if self.matrix == "hessian" else _GAUSS_NEWTON_COPIES
+        sizes: dict[torch.Size, int] = {}
         for position, inputs, targets in shares(self._split(batches)):
-            most = most or samples_at_once(model, inputs, SECOND_ORDER_COPIES)
+            kind = inputs.shape[1:]
+            if kind not in sizes:
+                sizes[kind] = samples_at_once(model, inputs, copies)
+            most = sizes[kind]
             for piece in zip(inputs.split(most), targets.split(most), strict=True):
                 yield position, *piece
 
@@ -140,7 +145,9 @@ class _Chunk:
 
     def hessian_product(self) -> Product:
         """Return ``v -> H v``, from one gradient pass that keeps its graph."""
-        first = gradients(self.loss(self.model(self.inputs)), self.parameters, create_graph=True)
+        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
+            loss = self.loss(self.model(self.inputs))
+        first = gradients(loss, self.parameters, create_graph=True)
         live = {name: g for name, g in first.items() if g.requires_grad}
 
         def product(vector: Named) -> Named:

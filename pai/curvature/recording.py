@@ -9,7 +9,7 @@ computed.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from pai.curvature.attention import open_attention
 from pai.curvature.fused import available, fused_square_sum, patches, supports
 from pai.curvature.products import FEW_POSITIONS, add_products, chunk_size
 from pai.curvature.rules import RULES, Rule
-from pai.objective import Named
+from pai.objective import Named, zero_sums
 
 _MANY, _SEVERAL = 32, 2  # gradients collected per layer: of layers with few positions, of others
 
@@ -33,17 +33,12 @@ class Sums:
     @classmethod
     def zeros(cls, parameters: Mapping[str, Tensor], *, with_gradients: bool) -> "Sums":
         """Return sums of nothing."""
-
-        def zeros() -> Named:
-            contiguous = torch.contiguous_format  # also for weights in channels_last
-            return {n: torch.zeros_like(p, memory_format=contiguous) for n, p in parameters.items()}
-
-        return cls(zeros(), zeros() if with_gradients else None)
+        return cls(zero_sums(parameters), zero_sums(parameters) if with_gradients else None)
 
     def add(self, name: str, rows: slice, a: Tensor, u: Tensor) -> None:
         """Add the products of factors ``a [B, G, K, O, L]`` and ``u [B, G, D, L]``."""
-        shape = (a.shape[1], a.shape[3], u.shape[2])
-        add_products(a, u, *self.views(name, rows, shape))
+        shape, kind = (a.shape[1], a.shape[3], u.shape[2]), self.squares[name].dtype
+        add_products(a.to(kind), u.to(kind), *self.views(name, rows, shape))
 
     def views(
         self, name: str, rows: slice, shape: tuple[int, int, int]
@@ -74,23 +69,37 @@ class _Use:
 
 
 class Recorder:
-    """Collects the uses of weights in one forward pass and adds what backward passes bring."""
+    """Collects the uses of weights in one forward pass and adds what backward passes bring.
 
-    def __init__(self, sums: Sums) -> None:
+    ``refused`` names weights of which a use does not fit its layer's rule, above all because the
+    first axis of the input is not that of the samples (tokens that were flattened, experts that see
+    some tokens, prototypes beside samples). Nothing is added for them.
+    """
+
+    def __init__(self, sums: Sums, parameters: Mapping[str, nn.Parameter], samples: int) -> None:
+        self.refused: set[str] = set()
         self._sums = sums
+        self._parameters = parameters
+        self._samples = samples
         self._uses: dict[tuple[str, int | None], list[_Use]] = {}
+        self._seen: set[str] = set()
         self._starts: list[Tensor] = []
 
     @property
     def names(self) -> frozenset[str]:
-        """The weights that were used by a layer with a rule."""
-        return frozenset(name for name, _ in self._uses)
+        """The weights that were used by layers with rules, and only as these are for."""
+        return frozenset(self._seen - self.refused)
 
     def watch(
-        self, name: str, module: nn.Module, inputs: Tensor, output: Tensor,
-        rows: slice = slice(None),
-    ) -> Tensor:  # fmt: skip
+        self, name: str, module: nn.Module, inputs: Any, output: Any, rows: slice = slice(None)
+    ) -> Any:
         """Note that ``output`` was made from ``inputs`` and (rows of) the weight; return it."""
+        self._seen.add(name)
+        if not self._fits(name, RULES[type(module)], inputs, output):
+            self.refused.add(name)
+            return output
+        if not torch.is_grad_enabled():  # no gradient comes from here
+            return output
         use = _Use(name, rows, module, RULES[type(module)], inputs.detach(), inputs._version)
         self._uses.setdefault((name, rows.start), []).append(use)
         if not output.requires_grad:  # the first layer of the graph: autograd starts here
@@ -99,12 +108,26 @@ class Recorder:
         output.register_hook(lambda gradient: self._receive(use, gradient.detach()))
         return output
 
+    def _fits(self, name: str, rule: Rule, inputs: Any, output: Any) -> bool:
+        """Return whether the rule is for this use of the weight."""
+        weight = self._parameters[name]
+        if not isinstance(inputs, Tensor) or not isinstance(output, Tensor) or not weight.numel():
+            return False
+        if any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in (inputs, output)):
+            return False
+        types = {output.dtype, weight.dtype, *([inputs.dtype] if rule.real_inputs else [])}
+        return (
+            len(types) == 1
+            and inputs.ndim in rule.input_axes
+            and len(inputs) == len(output) == self._samples
+        )
+
     def end_function(self) -> None:
         """Close a backward pass: weights used several times have all their gradients now."""
         for start in self._starts:
             start.grad = None  # the next pass would add to it in place, and it may be collected
         for uses in self._uses.values():
-            seen = [use for use in uses if use.gradients]
+            seen = [use for use in uses if use.gradients]  # none, of what is refused
             if len(uses) > 1 and seen:
                 self._add_shared(seen)
 
@@ -115,6 +138,8 @@ class Recorder:
                 self._add(use)
 
     def _receive(self, use: _Use, gradient: Tensor) -> None:
+        if use.name in self.refused:  # for a later use
+            return
         use.check()
         use.gradients.append(gradient)
         alone = len(self._uses[use.name, use.rows.start]) == 1
@@ -139,7 +164,7 @@ class Recorder:
         u = patches(cast(nn.Linear | nn.Conv1d | nn.Conv2d, module), x)
         outers = [rule.outer(module, x, grad) for grad in use.gradients]
         a = torch.stack(outers, dim=1)  # [B, K, G, O, L]
-        if not supports(a, u):
+        if not supports(a, u) or a.dtype != self._sums.squares[use.name].dtype:
             return False
         shape = (a.shape[2], a.shape[3], u.shape[2])
         squares, gradients = self._sums.views(use.name, use.rows, shape)
@@ -171,15 +196,21 @@ class Recorder:
 
 @contextmanager
 def recording(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], sums: Sums
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], sums: Sums, samples: int
 ) -> Iterator[Recorder]:
-    """Let the first forward pass in the block be recorded; parameters are constants in it."""
-    recorder = Recorder(sums)
+    """Let the first forward pass in the block, of ``samples`` samples, be recorded.
+
+    Parameters are constants in it.
+    """
+    recorder = Recorder(sums, parameters, samples)
     names = {id(parameter): name for name, parameter in parameters.items()}
+
+    def hook(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], out: Any) -> Any:
+        inputs = args[0] if args else options.get("input")
+        return recorder.watch(names[id(module.weight)], module, inputs, out)
+
     hooks = [
-        module.register_forward_hook(
-            lambda module, args, out: recorder.watch(names[id(module.weight)], module, args[0], out)
-        )
+        module.register_forward_hook(hook, with_kwargs=True)
         for module in model.modules()
         if type(module) in RULES and id(module.weight) in names
     ]
@@ -192,5 +223,5 @@ def recording(
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
-        for hook in hooks:
-            hook.remove()
+        for handle in hooks:
+            handle.remove()

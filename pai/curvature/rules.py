@@ -22,13 +22,16 @@ Factor = Callable[[nn.Module, Tensor, Tensor], Tensor]
 class Rule:
     """The two factors of a layer type's per-sample gradients.
 
-    ``reusable``: the inner factor depends on the input alone, so that it can be made once for the
-    gradients of several functions.
+    ``input_axes``: how many axes the input may have, the samples' being the first. ``reusable``:
+    the inner factor depends on the input alone, so that it can be made once for the gradients of
+    several functions. ``real_inputs``: they have the type of the weight.
     """
 
     outer: Factor
     inner: Factor
-    reusable: bool = False
+    input_axes: range
+    reusable: bool = True
+    real_inputs: bool = True
 
 
 def _positions(module: nn.Module, inputs: Tensor, grad_outputs: Tensor) -> Tensor:
@@ -69,14 +72,21 @@ def _one_hot(module: nn.Module, inputs: Tensor, grad_outputs: Tensor) -> Tensor:
     return hot.to(grad_outputs.dtype)
 
 
-_LINEAR = Rule(outer=_positions, inner=_features, reusable=True)
+_ANY = 100  # axes, more than there ever are
+_LINEAR = Rule(outer=_positions, inner=_features, input_axes=range(2, _ANY))
 
 RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: _LINEAR,
     nn.modules.linear.NonDynamicallyQuantizableLinear: _LINEAR,  # in nn.MultiheadAttention
-    nn.Conv1d: Rule(outer=_pixels, inner=_patches1d, reusable=True),
-    nn.Conv2d: Rule(outer=_pixels, inner=_patches2d, reusable=True),
-    nn.Embedding: Rule(outer=_one_hot, inner=_positions),
+    nn.Conv1d: Rule(outer=_pixels, inner=_patches1d, input_axes=range(3, 4)),
+    nn.Conv2d: Rule(outer=_pixels, inner=_patches2d, input_axes=range(4, 5)),
+    nn.Embedding: Rule(
+        outer=_one_hot,
+        inner=_positions,
+        input_axes=range(1, _ANY),
+        reusable=False,
+        real_inputs=False,
+    ),
 }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pai.errors import ConfigError
 from pai.finite import check_finite, source_of
 from pai.memory import within_memory
-from pai.objective import Batches, LossFn, Named
+from pai.objective import Batches, LossFn, Named, check_batches
 from pai.prunable import prunable_parameters
 from pai.scorers.memo import remembered
 from pai.state import scoring_mode
@@ -55,10 +55,17 @@ class Scorer(ABC):
         Raises:
             RunError: a score is NaN or infinite; the parameter is named. Or memory does not suffice
                 for a single sample, or for what the method never cuts.
-            ValueError: ``batches`` is empty or does not fit the method.
+            ValueError: ``batches`` is empty, can be read only once or does not fit the method; or
+                there is nothing to score.
         """
+        check_batches(batches)
         if parameters is None:
             parameters = prunable_parameters(model)
+        if not parameters:
+            raise ValueError(
+                "the model has no prunable weights (the classifier's are left out: "
+                "pai.prunable_parameters(model, include_classifier=True) has them)"
+            )
         if not self.takes_whole_numbers:
             self.check_inputs(next((inputs for inputs, _ in batches), None))
 

@@ -1,0 +1,282 @@
+"""Layers whose first axis is not that of the samples, and other uses the rules are not for.
+
+Whatever a model does with its layers, squares must be those of autograd, sample by sample.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cases import case_named
+from reference import flatten, per_sample_gradients
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import pai
+
+Problem = tuple[nn.Module, Tensor, Tensor]
+N = 6
+
+
+def labels(samples: int = N) -> Tensor:
+    return torch.arange(samples) % 3
+
+
+class FlatTokens(nn.Module):
+    """Linear layers on all tokens of all samples in one axis; token 0 is padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.up = nn.Embedding(9, 4), nn.Linear(4, 5)
+        self.down, self.head = nn.Linear(5, 4), nn.Linear(4, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.down(torch.tanh(self.up(self.embed(tokens).view(-1, 4))))
+        real = (tokens > 0).to(x.dtype)[..., None]
+        return self.head((x.view(*tokens.shape, 4) * real).sum(1) / real.sum(1))
+
+
+def flat_tokens() -> Problem:
+    tokens = torch.randint(1, 9, (N, 4))
+    tokens[0, 1:] = 0  # one real token: as if the first axis were that of the samples
+    return FlatTokens(), tokens, labels()
+
+
+class Experts(nn.Module):
+    """Each token goes to one of two experts, which sees those tokens alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens, first = x.flatten(0, 1), x.flatten(0, 1)[:, 0] > 0
+        out = torch.zeros_like(tokens)
+        for expert, chosen in zip(self.experts, (first, ~first), strict=True):
+            out = out.index_put((chosen,), torch.tanh(expert(tokens[chosen])))
+        return self.head(out.view_as(x).mean(1))
+
+
+def experts() -> Problem:
+    x = torch.randn(N, 3, 4)
+    x[:, :, 0] = -x[:, :, 0].abs()
+    x[torch.arange(N), torch.arange(N) % 3, 0] *= -1  # N tokens to the first expert, one of each
+    x[1, :, 0] = 1.0
+    x[2, :, 0] = -1.0  # but two of one sample and none of another: still N in all
+    x[1, 0, 0] = -1.0
+    return Experts(), x, labels()
+
+
+def no_tokens_for_an_expert() -> Problem:
+    x = torch.randn(N, 3, 4)
+    x[:, :, 0] = x[:, :, 0].abs() + 0.1
+    return Experts(), x, labels()
+
+
+class Calls(nn.Module):
+    """An MLP whose layers are called by ``call``."""
+
+    def __init__(self, call: Callable[[nn.Linear, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+        self.call = call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.call(self.second, torch.tanh(self.call(self.first, x)))))
+
+
+def calling(call: Callable[[nn.Linear, Tensor], Tensor]) -> Callable[[], Problem]:
+    return lambda: (Calls(call), torch.randn(N, 4), labels())
+
+
+def one_by_one(layer: nn.Linear, x: Tensor) -> Tensor:
+    return torch.stack([layer(row) for row in x])
+
+
+def vectorised(layer: nn.Linear, x: Tensor) -> Tensor:
+    return torch.vmap(layer)(x)
+
+
+def beside_a_prototype(layer: nn.Linear, x: Tensor) -> Tensor:
+    return layer(x) * layer(torch.ones_like(x[:2])).sum()
+
+
+def after_a_constant(layer: nn.Linear, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        constant = layer(x)
+    return layer(x) + constant
+
+
+class Frozen(nn.Module):
+    """A backbone without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = torch.tanh(self.backbone(x))
+        return self.head(x)
+
+
+class Latent(nn.Module):
+    """A layer that sees no sample at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latent = nn.Parameter(torch.ones(4))
+        self.first, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x * torch.tanh(self.first(self.latent)))
+
+
+class SingleImages(nn.Module):
+    """A convolution that is given images without an axis of samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 3, 2), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.stack([torch.tanh(self.conv(image)).mean((1, 2)) for image in x]))
+
+
+def nothing_in_the_first_samples(dead: int) -> Callable[[], Problem]:
+    def problem() -> Problem:
+        model, x, y = case_named("sequence_first").problem()
+        with torch.no_grad():
+            model.get_parameter("embed.bias").zero_()
+        x = x.clone()
+        x[:dead] = 0  # no gradient for the first layer, which the rule gets wrong
+        return model, x, y
+
+    return problem
+
+
+PROBLEMS: dict[str, Callable[[], Problem]] = {
+    "flat tokens": flat_tokens,
+    "experts": experts,
+    "no tokens for an expert": no_tokens_for_an_expert,
+    "keyword": calling(lambda layer, x: layer(input=x)),
+    "one by one": calling(one_by_one),
+    "vmap": calling(vectorised),
+    "beside a prototype": calling(beside_a_prototype),
+    "after a constant": calling(after_a_constant),
+    "frozen": lambda: (Frozen(), torch.randn(N, 4), labels()),
+    "latent": lambda: (Latent(), torch.randn(N, 4), labels()),
+    "single images": lambda: (SingleImages(), torch.randn(N, 2, 4, 4), labels()),
+    "nothing in the first sample": nothing_in_the_first_samples(1),
+    "nothing in the first five": nothing_in_the_first_samples(5),
+}
+
+
+def problem(name: str) -> Problem:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x, y = PROBLEMS[name]()
+    model = model.double().eval()
+    return model, x.double() if x.is_floating_point() else x, y
+
+
+def diagonal(model: nn.Module, batches: Any, **options: Any) -> Tensor:
+    parameters = pai.prunable_parameters(model, include_classifier=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # slow paths are announced
+        return flatten(pai.curvature_diagonal(model, batches, parameters=parameters, **options))
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 100])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_squares_are_those_of_autograd_whatever_the_layers_see(name: str, size: int) -> None:
+    model, x, y = problem(name)
+    parameters = pai.prunable_parameters(model, include_classifier=True)
+    truth = per_sample_gradients(model, parameters, x, y, 1.0).square().mean(0)
+    batches = list(zip(x.split(size), y.split(size), strict=True))
+    found = diagonal(model, batches, estimator="empirical_fisher")
+    assert (found - truth).abs().max() <= 1e-10 * truth.abs().max()
+    backwards = [(a.flip(0), b.flip(0)) for a, b in reversed(batches)]
+    found = diagonal(model, backwards, estimator="empirical_fisher")
+    assert (found - truth).abs().max() <= 1e-10 * truth.abs().max()
+
+
+@pytest.mark.parametrize("estimator", ["empirical_fisher", "exact_ggn", "mc_fisher", "hutchinson"])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_empty_batches_change_nothing(estimator: str, place: int) -> None:
+    model, x, y = problem("nothing in the first sample")
+    batches = [(x[:4], y[:4]), (x[4:], y[4:])]
+    options: dict[str, Any] = {"estimator": estimator}
+    if estimator in ("mc_fisher", "hutchinson"):
+        options["generator"] = torch.Generator().manual_seed(0)
+        if place < 2:  # they number the batches, and later ones have other random numbers
+            pytest.skip("random numbers follow the position of a batch")
+    whole = diagonal(model, batches, **options)
+    batches.insert(place, (x[:0], y[:0]))
+    options |= {"generator": torch.Generator().manual_seed(0)} if "generator" in options else {}
+    assert torch.equal(diagonal(model, batches, **options), whole)
+
+
+def test_slow_layers_are_announced_once() -> None:
+    model, x, y = problem("flat tokens")
+    with pytest.warns(UserWarning, match="no fast per-sample rule for up.weight") as caught:
+        pai.curvature_diagonal(model, [(x[:3], y[:3]), (x[3:], y[3:])], "empirical_fisher")
+    assert len(caught) == 1
+
+
+def test_a_frozen_layer_is_no_slow_layer() -> None:
+    model, x, y = problem("frozen")
+    pai.curvature_diagonal(model, [(x, y)], "empirical_fisher")  # would warn
+
+
+def test_autocast_takes_the_slow_path() -> None:
+    model, x, y = problem("keyword")
+    model, x = model.float(), x.float()
+    exact = diagonal(model, [(x, y)], estimator="empirical_fisher")
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = diagonal(model, [(x, y)], estimator="empirical_fisher")
+    assert 1e-6 < (rough - exact).norm() / exact.norm() < 0.05
+
+
+@pytest.mark.parametrize("estimator", ["empirical_fisher", "exact_ggn"])
+def test_sums_of_short_numbers_are_not_short(estimator: Any) -> None:
+    """A sum of 4,000 squares in bfloat16 would stop growing after some hundreds."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    x, y = torch.randn(4000, 8), torch.randint(0, 3, (4000,))
+    exact = pai.curvature_diagonal(model, [(x, y)], estimator)["0.weight"]
+    short = model.bfloat16()
+    batches = list(zip(x.bfloat16().split(10), y.split(10), strict=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the rules are trusted within the type's rounding
+        found = pai.curvature_diagonal(short, batches, estimator)["0.weight"]
+    assert found.dtype == torch.float32
+    assert (found - exact).norm() / exact.norm() < 0.03
+    assert abs(found.sum() / exact.sum() - 1) < 0.01
+
+
+def test_a_model_without_parameters_in_its_graph_has_no_curvature() -> None:
+    class Constant(Frozen):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                out: Tensor = super().forward(x)
+            return out
+
+    model, (x, y) = Constant().double(), (torch.randn(N, 4).double(), labels())
+    found = pai.curvature_diagonal(model, [(x, y)], "empirical_fisher")
+    assert not any(value.any() for value in found.values())
+
+
+def test_gradients_that_cancel_are_gradients() -> None:
+    """Two samples with opposite gradients: the sum over the batch is exactly zero."""
+    first, last = nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)
+    model = nn.Sequential(first, last).double()
+    batches = [(torch.ones(4, 2).double(), torch.tensor([[1.0], [-1.0]] * 2).double())]
+    with torch.no_grad():
+        last.weight.copy_(torch.tensor([[1.0, -1.0]]))
+        first.weight.fill_(0.5)
+    found = pai.curvature_diagonal(model, batches, "empirical_fisher", loss_fn=F.mse_loss)
+    assert torch.allclose(found["0.weight"], torch.full((2, 2), 4.0).double())

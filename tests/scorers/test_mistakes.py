@@ -1,0 +1,77 @@
+"""What callers get wrong is said in a line, or warned of, before numbers are wrong."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import pai
+
+X, Y = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+@pytest.mark.parametrize("name", ["px", "ntk_sap", "snip", "magnitude", "gts"])
+def test_batches_that_can_be_read_only_once_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="can be read only once"):
+        pai.load_scorer(name)(mlp(), iter([(X, Y), (X, Y)]))
+
+
+def test_curvature_refuses_them_too() -> None:
+    with pytest.raises(ValueError, match="can be read only once"):
+        pai.curvature_diagonal(mlp(), iter([(X, Y)]))
+
+
+def test_one_batch_in_place_of_a_list_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"as in \[\(inputs, targets\)\]"):
+        pai.load_scorer("snip")(mlp(), (X, Y))
+
+
+@pytest.mark.parametrize("name", ["snip", "fd", "gts", "hts", "grasp", "prospr"])
+def test_a_model_that_returns_several_things_is_refused(name: str) -> None:
+    class Pair(nn.Sequential):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x), x
+
+    model = Pair(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    with pytest.raises(ValueError, match="the model returns a tuple"):
+        pai.load_scorer(name)(model, [(X, Y)])
+
+
+@pytest.mark.parametrize("name", ["snip", "fd", "hts", "grasp"])
+def test_a_loss_that_is_no_scalar_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"must return a scalar.* shape \[\d\]"):
+        pai.load_scorer(name)(
+            mlp(), [(X, Y)], loss_fn=lambda f, y: F.cross_entropy(f, y, reduction="none")
+        )
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [nn.CrossEntropyLoss(reduction="sum"), nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2, 3]))],
+)
+def test_a_loss_that_is_no_mean_over_samples_is_warned_of(loss: nn.Module) -> None:
+    with pytest.warns(UserWarning, match="no mean over samples"):
+        pai.load_scorer("snip")(mlp(), [(X, Y)], loss_fn=loss)
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(label_smoothing=0.1), F.cross_entropy])
+def test_a_loss_that_is_one_is_not(loss: Any) -> None:
+    pai.load_scorer("snip")(mlp(), [(X, Y)], loss_fn=loss)
+
+
+@pytest.mark.parametrize("name", ["md", "gd"])
+def test_real_targets_have_no_fisher_of_labels(name: str) -> None:
+    with pytest.raises(ValueError, match="targets must be classes"):
+        pai.load_scorer(name)(mlp(), [(X, torch.randn(6))])
+
+
+@pytest.mark.parametrize("name", ["magnitude", "fd", "snip"])
+def test_nothing_to_score_is_an_error(name: str) -> None:
+    with pytest.raises(ValueError, match=r"no prunable weights.*include_classifier=True"):
+        pai.load_scorer(name)(nn.Linear(4, 3), [(X, Y)])

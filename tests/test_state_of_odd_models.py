@@ -1,0 +1,130 @@
+"""Models that change themselves while they compute are left as they were, or refused by name."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pai
+
+SCORERS = ["snip", "fd", "hts", "synflow", "grasp"]
+
+
+class Table(nn.Module):
+    """Fills a buffer when it is first used, as rotary embeddings do."""
+
+    table: Tensor
+
+    def __init__(self, *, registered: bool) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+        if registered:
+            self.register_buffer("table", None, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if getattr(self, "table", None) is None:
+            self.register_buffer("table", torch.arange(4, dtype=x.dtype), persistent=False)
+        return self.head(torch.relu(self.first(x + self.table)))
+
+
+class Overlapping(nn.Sequential):
+    """Has a buffer whose elements share their memory, which cannot be written."""
+
+    ones: Tensor
+    steps: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+        self.register_buffer("ones", torch.ones(1).expand(5))
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        return super().forward(x) * self.ones[0]
+
+
+class NewData(nn.Module):
+    """Gives a weight new data in each forward pass, as EEGNet does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.first.weight.data = torch.renorm(self.first.weight.data, 2, 0, 0.1)
+        return self.head(torch.relu(self.first(x)))
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: (tensor, tensor.detach().clone()) for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("name", SCORERS)
+@pytest.mark.parametrize(
+    "model",
+    [Table(registered=True), Table(registered=False), Overlapping(), NewData()],
+    ids=["empty buffer", "new buffer", "overlapping", "new data"],
+)
+def test_the_model_is_as_it_was(model: nn.Module, name: str) -> None:
+    batches = [(torch.randn(6, 4), torch.arange(6) % 3)]
+    before, keys = state(model), list(model.state_dict())
+    pai.load_scorer(name)(model, batches)
+    after = state(model)
+    assert list(after) == list(before)
+    assert list(model.state_dict()) == keys
+    for key, (tensor, value) in before.items():
+        assert after[key][0] is tensor
+        assert torch.equal(after[key][1], value)
+    model(batches[0][0])  # a table in float64 would not do
+
+
+@pytest.mark.parametrize("name", ["snip", "fd", "hts"])
+def test_embeddings_that_renormalise_themselves_are_put_back(name: str) -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.first = nn.Embedding(9, 4, max_norm=0.5), nn.Linear(4, 5)
+            self.head = nn.Linear(5, 3)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.head(torch.relu(self.first(self.words(tokens).mean(1))))
+
+    model = Words()
+    before = model.words.weight.detach().clone()
+    pai.load_scorer(name)(model, [(torch.randint(9, (6, 3)), torch.arange(6) % 3)])
+    assert torch.equal(model.words.weight, before)
+
+
+def test_a_weight_that_is_changed_in_place_is_refused_by_name() -> None:
+    class Decays(NewData):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                self.first.weight.mul_(0.9)
+            return self.head(torch.relu(self.first(x)))
+
+    model = Decays().train()
+    with pytest.raises(RuntimeError, match=r"forward pass changes first.weight in place"):
+        pai.load_scorer("snip")(model, [(torch.randn(6, 4), torch.arange(6) % 3)])
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_scoring_does_not_need_the_callers_gradients_but_cannot_do_without_any() -> None:
+    model, batches = NewData(), [(torch.randn(6, 4), torch.arange(6) % 3)]
+    expected = pai.load_scorer("fts")(model, batches)
+    with torch.no_grad():
+        found = pai.load_scorer("fts")(model, batches)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    with torch.inference_mode(), pytest.raises(ValueError, match="outside torch"):
+        pai.load_scorer("fts")(model, batches)
+
+
+def test_batchnorm_without_running_statistics_is_warned_of() -> None:
+    model = nn.Sequential(
+        nn.Conv1d(1, 5, 2), nn.BatchNorm1d(5, track_running_stats=False), nn.Flatten(),
+        nn.Linear(15, 3),
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match=r"^1: BatchNorm without running statistics"):
+        pai.load_scorer("snip")(model, [(torch.randn(6, 1, 4), torch.arange(6) % 3)])
