@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -201,16 +202,19 @@ def test_a_failed_computation_stores_nothing_and_frees_the_lock(tmp_path: Path) 
     assert torch.equal(cached(tmp_path, "key", SHAPE, content), content())
 
 
-def _one_of_many(folder: Path, start: float, locked: bool) -> None:
+def _one_of_many(folder: Path, barrier: Barrier, locked: bool) -> None:
     if not locked:
-        cache._PATIENCE_S = 0.0  # every process computes and stores
+        cache._PATIENCE_S = 0.0  # who finds the entry locked computes and stores too
 
     def compute() -> Tensor:
         (folder / f"computed-{os.getpid()}").touch()
-        time.sleep(0.1)
+        deadline = time.monotonic() + 60
+        while not locked and len(list(folder.glob("computed-*"))) < 2:
+            assert time.monotonic() < deadline, "no other process computes"
+            time.sleep(0.01)
         return big()
 
-    time.sleep(max(0.0, start - time.time()))
+    barrier.wait(60)
     assert torch.equal(cached(folder, "key", tuple(big().shape), compute), big())
 
 
@@ -222,8 +226,7 @@ def big() -> Tensor:
 @pytest.mark.parametrize("locked", [True, False])
 def test_processes_that_start_at_once_share_an_entry(tmp_path: Path, locked: bool) -> None:
     context = multiprocessing.get_context("fork")
-    start = time.time() + 0.3
-    arguments = (tmp_path, start, locked)
+    arguments = (tmp_path, context.Barrier(6), locked)
     processes = [context.Process(target=_one_of_many, args=arguments) for _ in range(6)]
     for process in processes:
         process.start()
@@ -231,7 +234,7 @@ def test_processes_that_start_at_once_share_an_entry(tmp_path: Path, locked: boo
         process.join(60)
     assert [process.exitcode for process in processes] == [0] * 6
     computed = len(list(tmp_path.glob("computed-*")))
-    assert computed == 1 if locked else computed >= 2
+    assert computed == 1 if locked else 2 <= computed <= 6
     assert [path.name for path in entries(tmp_path)] == ["key.safetensors"]
     assert not list(tmp_path.glob(".*"))
     found = cached(tmp_path, "key", tuple(big().shape), lambda: pytest.fail("not stored"))

@@ -5,11 +5,11 @@ import time
 from pathlib import Path
 
 import pytest
-from disturbed_runs import Moment, after, assert_same_end, complete, disturb
+from disturbed_runs import Moment, assert_same_end, complete, disturb
 from tiny import TINY, record_in
 
 ARGUMENTS = (
-    *TINY, "training.epochs=8", "dataset.crop_padding=1", "training.mixup_alpha=0.2",
+    *TINY, "training.epochs=12", "dataset.crop_padding=1", "training.mixup_alpha=0.2",
     "hydra.run.dir=run",
 )  # fmt: skip
 
@@ -25,13 +25,29 @@ def killed(folder: Path, moment: Moment) -> bool:
     return phase != "ended"
 
 
+def within_epoch(number: int, draws: random.Random) -> Moment:
+    """Return a random moment in the epoch after ``number``; the run itself is the clock."""
+
+    def wait(run_dir: Path) -> None:
+        deadline, row_s = time.monotonic() + 120, 0.0
+        for rows in range(len(record_in(run_dir)["history"]), number):
+            began = time.monotonic()
+            while len(record_in(run_dir)["history"]) <= rows:
+                assert time.monotonic() < deadline, f"epoch {rows + 1} was not seen"
+            row_s = time.monotonic() - began
+        time.sleep(draws.uniform(0, row_s))
+
+    return wait
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_as_the_undisturbed_one(
     undisturbed: Path, tmp_path: Path
 ) -> None:
-    draws, work = random.Random(0), record_in(undisturbed)["timing_s"]["total"]
-    kills = sum(killed(tmp_path, after(draws, 0.4 * work)) for _ in range(4))
-    assert kills >= 2
+    draws = random.Random(0)
+    for number in (0, 2, 4, 6):  # of 12
+        assert killed(tmp_path, within_epoch(number, draws))
+        assert number <= len(record_in(tmp_path / "run")["history"]) < 12
     assert_same_end(complete(*ARGUMENTS, cwd=tmp_path), undisturbed)
 
 

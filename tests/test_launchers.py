@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from tiny import CHECKOUT, TINY, check, environment, record_in
 
+from pai.cli import _parse, register_resolvers
+from pai.compose import compose_jobs
 from pai.errors import ConfigError
 
 STATES = re.compile(r"^(completed|failed|running|not started) ", re.MULTILINE)
@@ -122,6 +124,9 @@ def test_a_missing_extra_is_one_line_with_the_command(
         check("-m", *TINY, f"hydra/launcher={launcher}", "seed=0,1")
 
 
-def test_flags_may_stand_between_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    check("model.depth=8", "-m", "seed=0,1")
+def test_flags_may_stand_between_overrides() -> None:
+    register_resolvers()
+    arguments = _parse(["model.depth=8", "-m", "seed=0,1"])
+    found = compose_jobs(arguments)
+    assert arguments.multirun
+    assert [(job.config["model"]["depth"], job.config["seed"]) for job in found] == [(8, 0), (8, 1)]
