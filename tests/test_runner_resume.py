@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import LABELS, plan, record_in, tiny_run, untimed
+from tiny import LABELS, TINY, check, config, plan, record_in, tiny_run, untimed
 
 import pai.runner
 import pai.training.loop
@@ -152,22 +152,55 @@ def test_a_completed_run_is_not_repeated(whole: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("event", ["run", "epoch 1", "start"])
 @pytest.mark.parametrize(
-    ("override", "words"),
-    [("sparsity=0.8", ["sparsity=0.9", "0.8"]), ("training.epochs=4", ["training="])],
+    ("overrides", "said"),
+    [
+        (["sparsity=0.8"], "sparsity=0.9, not 0.8"),
+        (["training.epochs=4"], "training.epochs=3, not 4"),
+        (["training.epochs=4", "seed=1"], "seed=0, not 1"),  # the first in alphabetical order
+        (["scorer.num_probes=2", "scoring.memory_gib=1"], "scorer.num_probes=1, not 2"),
+        (["scoring.batch_size=3"], "scoring.batch_size=100, not 3"),
+        (["+seeds.data=7"], "seeds.data=(not there), not 7"),
+    ],
+    ids=str,
 )
 def test_another_configuration_in_the_same_directory_is_refused(
-    event: str, override: str, words: list[str], whole: Path
+    event: str, overrides: list[str], said: str, whole: Path
 ) -> None:
     before = (whole / event / "record.json").read_bytes()
-    with pytest.raises(ConfigError, match=r"hydra\.run\.dir") as caught:
-        tiny_run(whole / event, *SETTINGS, override)
-    assert all(word in str(caught.value) for word in words)
+    with pytest.raises(ConfigError) as caught:
+        tiny_run(whole / event, *SETTINGS, *overrides)
+    assert str(caught.value) == (
+        f"hydra.run.dir: {whole / event} holds a run with {said}; choose another directory, or "
+        f"remove this one"
+    )
     assert (whole / event / "record.json").read_bytes() == before
 
 
-def test_another_logger_in_the_same_directory_is_fine(whole: Path) -> None:
-    record = tiny_run(whole / "run", *SETTINGS, "logger=wandb")
-    assert record["config"]["logger"] == {"_target_": "pai.tracking.none.NoTracker"}
+def test_in_a_sweep_the_setting_that_chose_the_directory_is_named(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(whole / "epoch 2", tmp_path / "sweep" / "job")
+    place = ["hydra.sweep.dir=sweep", "hydra.sweep.subdir=job"]
+    check("-m", *TINY, *SETTINGS, *place)
+    with pytest.raises(ConfigError, match=r"^hydra\.sweep\.dir: .* sparsity=0\.9, not 0\.8; "):
+        check("-m", *TINY, *SETTINGS, *place, "sparsity=0.8")
+
+
+@pytest.mark.parametrize("event", ["run", "start", "epoch 2"])
+def test_what_only_changes_how_fast_it_computes_and_what_is_told_may_differ(
+    event: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = shutil.copytree(whole / event, tmp_path / "run")
+    monkeypatch.setenv("PAI_CACHE", str(tmp_path / "cache"))
+    others = ("scoring.memory_gib=0.5", "logger=wandb")
+    before, after = config(*TINY, *SETTINGS), plan(*SETTINGS, *others).config
+    assert before["scoring"]["cache_dir"] != after["scoring"]["cache_dir"]
+    tiny_run(run_dir, *SETTINGS, *others, tracker=Spy(lambda event, run_dir: None))
+    for name in ("mask.safetensors", "model.safetensors"):
+        assert (run_dir / name).read_bytes() == (whole / "run" / name).read_bytes()
+    stored = record_in(run_dir)["config"]
+    assert stored == (record_in(whole / "run")["config"] if event == "run" else after)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"status": "compl', "\xff"])

@@ -83,6 +83,37 @@ def test_a_strangers_folder_of_configurations_runs_nothing(tmp_path: Path) -> No
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "hydra.searchpath=[pkg://evil_package]", "++hydra.searchpath=['pkg://evil_package']",
+        "hydra.searchpath=[file://folder,'pkg://evil_package.conf']",
+    ],
+)  # fmt: skip
+def test_a_search_path_imports_no_package(setting: str, tmp_path: Path) -> None:
+    package = tmp_path / "evil_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("open('was-here', 'w').close()")
+    path = f"{tmp_path}:{CHECKOUT}"
+    done = python("-m", "pai", *TINY, setting, cwd=tmp_path, PYTHONPATH=path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("config error: hydra.searchpath: pkg:// is not for folders; ")
+    assert [path.name for path in tmp_path.iterdir()] == ["evil_package"]
+
+
+def test_a_search_path_may_name_folders(tmp_path: Path) -> None:
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        (folder / "scorer").mkdir(parents=True)
+        text = "_target_: pai.scorers.magnitude.Magnitude\n"
+        (folder / "scorer" / f"own_{folder.name}.yaml").write_text(text)
+    path = f"hydra.searchpath=[file://{tmp_path / 'a'},'file://{tmp_path / 'b'}']"
+    for name in ("own_a", "own_b"):
+        check(*TINY, path, f"scorer={name}")
+    with pytest.raises(ConfigError, match="own_b"):
+        check(*TINY, "scorer=own_b")
+
+
 def test_jobs_that_are_harmless_do_not_hide_a_sweep_that_is_not(tmp_path: Path) -> None:
     target = tmp_path / "was-here"
     evil = tmp_path / "conf" / "experiment"

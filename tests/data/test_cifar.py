@@ -1,8 +1,11 @@
+import multiprocessing
 import os
 import pickle
+import time
 import urllib.request
 from email.message import Message
 from http.client import IncompleteRead
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -116,6 +119,67 @@ def test_images_are_laid_out_channels_first_with_their_labels(
     assert not originals
     assert data.val.labels.bincount().tolist() == [1] * 10
     assert data.num_classes == 10
+
+
+class Exclusive(StandIn):
+    """Tells of others that are at work in the same folder."""
+
+    def __init__(self, root: Path, **options: Any) -> None:
+        busy = root / f"busy-{os.getpid()}"
+        busy.touch()
+        deadline = time.monotonic() + 0.2
+        while time.monotonic() < deadline:
+            if len(list(root.glob("busy-*"))) > 1:
+                (root / "two-at-once").touch()
+            time.sleep(0.005)
+        busy.unlink()
+        super().__init__(root, **options)
+
+
+def load_after(barrier: Barrier, root: Path) -> None:
+    barrier.wait(60)
+    assert Cifar(str(root)).load().num_classes == 10
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_of_several_processes_one_at_a_time_may_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    StandIn.made = []
+    monkeypatch.setattr(datasets, "CIFAR10", Exclusive)
+    context = multiprocessing.get_context("fork")
+    arguments = (context.Barrier(2), tmp_path / "new")  # neither has the folder
+    processes = [context.Process(target=load_after, args=arguments) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        ".cifar-10-batches-py.lock"
+    ]
+
+
+def test_a_folder_that_can_only_be_read_is_read(
+    stand_in: type[StandIn], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o555)
+    real = os.access  # by which the superuser could write
+    monkeypatch.setattr(
+        os, "access",
+        lambda path, mode: real(path, mode) and not (mode == os.W_OK and Path(path) == tmp_path),
+    )  # fmt: skip
+    try:
+        assert Cifar(str(tmp_path)).load().num_classes == 10
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        tmp_path.chmod(0o755)
+    assert len(stand_in.made) == 2
+
+
+def test_without_a_download_nothing_is_locked(stand_in: type[StandIn], tmp_path: Path) -> None:
+    Cifar(str(tmp_path), download=False).load()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_options_reach_the_bundle(stand_in: type[StandIn], tmp_path: Path) -> None:

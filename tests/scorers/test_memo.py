@@ -1,5 +1,8 @@
 """Scores from the cache are those that would have been computed, and nothing else."""
 
+import functools
+import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 
 import pai
 from pai.models.resnet import thin_resnet
+from pai.scorers import memo
 from pai.scorers.memo import remembering
 
 REMEMBERED = [
@@ -37,11 +41,11 @@ def scores(
     if change is not None:
         change(model, batches)
     stream = torch.Generator().manual_seed(seed)
-    with remembering(folder, model, batches, stream, {"model": about}) as memo:
+    with remembering(folder, model, batches, stream, {"model": about}) as memory:
         found = pai.load_scorer(name, **options)(
             model, batches, generator=stream, parameters=parameters and parameters(model)
         )
-    return found, [entry["hit"] for entry in memo.entries] if memo else []
+    return found, [entry["hit"] for entry in memory.entries] if memory else []
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -127,13 +131,68 @@ def test_other_source_code_is_another_entry(
     assert scores(tmp_path, "snip")[1] == [False]
 
 
+CLASS = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.last(torch.{function}(self.first(x)))
+"""
+BUILDER = """
+def Net():
+    net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    net[1].forward = torch.{function}
+    return net
+"""
+
+
+def scored_anew(folder: Path, cache: Path, source: str, patch: pytest.MonkeyPatch) -> bool:
+    """Score a network of a user's package in ``folder``; return whether it was computed."""
+    package = folder / "users_network"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("from users_network.net import Net\n")
+    (package / "net.py").write_text(f"import torch\nfrom torch import nn\n{source}")
+    with patch.context() as here:
+        here.syspath_prepend(str(folder))
+        code_version = functools.cache(memo._code_version.__wrapped__)  # as in a new process
+        here.setattr(memo, "_code_version", code_version)
+        for name in ("users_network", "users_network.net"):
+            sys.modules.pop(name, None)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = importlib.import_module("users_network").Net()
+            batches = [(torch.randn(6, 4), torch.randint(0, 3, (6,)))]
+        with remembering(cache, model, batches, None, {}) as memory:
+            found = pai.load_scorer("fp")(model, batches)
+        assert same(found, pai.load_scorer("fp")(model, batches))
+    assert memory is not None
+    (entry,) = memory.entries
+    return not entry["hit"]
+
+
+@pytest.mark.parametrize(
+    ("source", "trusted"), [(CLASS, ""), (BUILDER, "users_network")], ids=["class", "builder"]
+)
+def test_the_same_parameters_with_another_forward_are_another_entry(
+    source: str, trusted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAI_TRUSTED_PACKAGES", trusted)
+    relu, tanh = source.format(function="relu"), source.format(function="tanh")
+    made = (("a", relu, True), ("b", relu, False), ("c", tanh, True), ("d", tanh, False))
+    for place, text, anew in made:  # the code counts, not where it is
+        found = scored_anew(tmp_path / place, tmp_path / "cache", text, monkeypatch)
+        assert found == anew, place
+
+
 def test_a_loss_of_ones_own_is_not_remembered(tmp_path: Path) -> None:
     model, batches = problem()
     for name in ("snip", "fp", "grasp"):
-        with remembering(tmp_path, model, batches, None, {}) as memo:
+        with remembering(tmp_path, model, batches, None, {}) as memory:
             pai.load_scorer(name)(model, batches, loss_fn=nn.CrossEntropyLoss(label_smoothing=0.1))
-        assert memo is not None
-        assert memo.entries == []
+        assert memory is not None
+        assert memory.entries == []
 
 
 def test_a_damaged_entry_is_computed_anew(tmp_path: Path) -> None:
