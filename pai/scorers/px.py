@@ -21,6 +21,7 @@ from pai.state import buffers_without_means, dense_weights, kept_weights, scorin
 _RELU = (F.relu, torch.relu, Tensor.relu)
 _RELU_IN_PLACE = (F.relu_, torch.relu_, Tensor.relu_)
 _TOLERANCE = 1e-9
+_MAGNITUDES = 10.0 ** torch.arange(-3, 7, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Px(Scorer):
                 return out
 
         active, shape = self._active(model, ones, batches)
-        _check_linear(all_paths, shape, active.device)
+        _check_linear(model, shape, active.device)
         bound = (active * all_paths(torch.ones(shape, dtype=torch.float64).to(active.device))).sum()
         scored = {name: values[name] for name in parameters}
         slope = gradients(bound, scored)
@@ -135,26 +136,40 @@ def _plain(model: nn.Module, function: Callable[[Tensor], Tensor]) -> Named:
         value = p.detach().double()
         state[name] = torch.zeros_like(value) if name.endswith("bias") else function(value)
     for prefix, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_var is not None:
             name = f"{prefix}.running_var" if prefix else "running_var"
             deviation = (module.running_var.double() + module.eps).sqrt()
             state[name] = function(deviation).square() - module.eps
     return state
 
 
-def _check_linear(
-    function: Callable[[Tensor], Tensor], shape: Sequence[int], device: torch.device
-) -> None:
+def _check_linear(model: nn.Module, shape: Sequence[int], device: torch.device) -> None:
+    """Raise :class:`ConfigError` unless the network is linear once all gates are open.
+
+    Inputs and weights are random, of both signs, and the inputs of several magnitudes: a gate that
+    this module does not replace is closed somewhere.
+    """
     stream = torch.Generator().manual_seed(0)
-    first, second = (
-        torch.rand(shape, generator=stream, dtype=torch.float64).to(device) + 0.5 for _ in range(2)
-    )
-    with torch.no_grad():
-        expected, actual = function(first) + function(second), function(first + second)
-    if not bool((expected - actual).abs().max() <= _TOLERANCE * expected.abs().max()):
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=stream, dtype=torch.float64).to(device)
+
+    state = _plain(model, torch.ones_like)
+    for name, p in model.named_parameters():
+        if not name.endswith("bias"):
+            state[name] = draw(*p.shape) / max(1, p.shape[1:].numel()) ** 0.5
+    sizes = _MAGNITUDES.to(device).view(-1, *[1] * (len(shape) - 1))
+    first, second = (sizes * draw(len(sizes), *shape[1:]) for _ in range(2))
+    with torch.no_grad(), _Open():
+        one, other, both = (
+            functional_call(model, state, (x,)).flatten(1) for x in (first, second, first + second)
+        )
+    largest = torch.maximum(one.abs(), other.abs()).amax(1)
+    if not bool(((one + other - both).abs().amax(1) <= _TOLERANCE * largest).all()):
         raise ConfigError(
-            "scorer: px is for networks of affine layers, BatchNorm, ReLU, pooling and additions; "
-            "the function of this one is no sum over paths"
+            "scorer: px is for networks of affine layers, BatchNorm, ReLU (nn.ReLU, F.relu), "
+            "pooling and additions; the function of this one is no sum over paths (px does not see "
+            "the gates of other activations, nor of a ReLU that is written in another way)"
         )
 
 

@@ -253,6 +253,49 @@ def test_px_refuses_networks_that_are_no_sum_over_paths() -> None:
             pai.load_scorer("px")(model, [(x, y)])
 
 
+class Written(nn.Module):
+    """A ReLU of one's own between two layers."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.head, self.function = nn.Linear(4, 6), nn.Linear(6, 3), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.function(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        nn.LeakyReLU(), nn.ReLU6(), nn.ELU(), nn.CELU(), nn.PReLU(), nn.RReLU(), nn.Hardtanh(0, 50),
+        nn.Threshold(0.1, 0.0), nn.Hardshrink(), nn.Threshold(0.0, 0.0),
+        Written(lambda x: x.clamp(min=0)), Written(lambda x: torch.clamp_min(x, 0)),
+        Written(lambda x: torch.maximum(x, torch.zeros_like(x))), Written(lambda x: x * (x > 0)),
+        Written(lambda x: torch.where(x > 0, x, 0.0)), Written(torch.abs),
+    ],
+    ids=lambda module: type(module).__name__,
+)  # fmt: skip
+def test_px_refuses_gates_that_it_does_not_see(activation: nn.Module) -> None:
+    model = activation
+    if not isinstance(activation, Written):
+        model = nn.Sequential(
+            nn.Conv2d(1, 2, 3), activation, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(2, 3)
+        )
+    x = torch.rand(2, 4) if isinstance(activation, Written) else torch.rand(2, 1, 4, 4)
+    with pytest.raises(ConfigError, match=r"no sum over paths .*gates of other activations"):
+        pai.load_scorer("px")(model, [(x, torch.zeros(2))])
+
+
+def test_px_knows_every_way_to_call_a_relu() -> None:
+    x = torch.rand(2, 4)
+    expected = None
+    for relu in (F.relu, torch.relu, nn.ReLU(), Tensor.relu_, lambda x: F.relu(x, inplace=True)):
+        torch.manual_seed(0)
+        scores = flatten(pai.load_scorer("px")(Written(relu), [(x, torch.zeros(2))]))
+        assert expected is None or torch.equal(scores, expected)
+        expected = scores
+
+
 # options of SNIP and GraSP
 
 
