@@ -86,10 +86,12 @@ class Grasp(Scorer):
             ):
                 loss = mean_loss(model(inputs), targets, loss_fn, self.temperature)
                 slope = gradients(loss, parameters, create_graph=True)
+                samples += len(targets)
                 inner = torch.stack([(slope[n] * vector[n]).sum() for n in parameters]).sum()
+                if not inner.requires_grad:  # the gradient is constant, the Hessian zero
+                    continue
                 for name, product in gradients(inner, parameters).items():
                     total[name] += len(targets) * product
-                samples += len(targets)
         if whole:
             require_samples(samples)
         else:

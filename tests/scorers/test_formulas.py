@@ -6,6 +6,7 @@ import torch
 from cases import CASES, Case, case_named
 from reference import Named, flatten, ggn, hessian, per_sample_gradients, unflatten
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import pai
 
@@ -84,6 +85,16 @@ def test_grasp_keeps_the_largest_weight_times_hessian_gradient_product(case: Cas
     assert_equal(score("grasp", model, halves(x, y), temperature=temperature), truth)
 
 
+def test_grasp_of_a_loss_with_a_constant_gradient_is_zero() -> None:
+    for model in (nn.Linear(3, 1), nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))):
+        scores = pai.load_scorer("grasp")(
+            model, [(torch.ones(4, 3), torch.zeros(4))], parameters=dict(model.named_parameters()),
+            loss_fn=lambda outputs, targets: outputs.mean(),
+        )  # fmt: skip
+        zero = not any(bool(value.any()) for value in scores.values())
+        assert zero is isinstance(model, nn.Linear)  # linear in one layer, not in two
+
+
 def test_grasp_prefers_weights_whose_removal_hurts_the_gradient_flow() -> None:
     """Removing the best-scored weight must lower g.g more than removing the worst-scored one."""
     model, x, y = case_named("mlp_tanh").problem()
@@ -142,6 +153,76 @@ def test_synflow_takes_batchnorm_as_a_positive_scaling_even_after_a_warmup() -> 
     scores = pai.load_scorer("synflow")(model, batches)
     truth = u.abs() * (v.abs().sum(0) * scale)[:, None]
     torch.testing.assert_close(scores["0.weight"], truth)
+
+
+class Own(nn.Module):
+    """Parameters of its own: added, put beside, written into memory, made of others; scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix = nn.Linear(3, 4, bias=False), nn.Linear(4, 4, bias=False)
+        self.token, self.positions = (nn.Parameter(torch.rand(1, n, 4) + 1) for n in (1, 4))
+        self.shift, self.memory = nn.Parameter(torch.rand(4) + 1), nn.Parameter(torch.rand(4) + 1)
+        self.scale, self.power = nn.Parameter(torch.rand(4) + 1), nn.Parameter(torch.tensor(1.0))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), self.embed(x)], dim=1)
+        x += 0.5 * self.positions[:, : x.shape[1]]
+        x = F.linear(torch.relu(x) * self.scale / self.scale.sum(), self.mix.weight, self.shift)
+        longer = x.new_zeros(len(x), 5, 4)
+        longer[:, 0] = self.memory
+        longer[:, 1:] = x**self.power
+        return self.head(longer).sum(1)
+
+
+def flows(model: nn.Module, x: Tensor, names: list[str]) -> list[float]:
+    parameters = {name: model.get_parameter(name) for name in names}
+    scores = pai.load_scorer("synflow")(model, [(x, torch.zeros(1))], parameters=parameters)
+    return [float(value.sum()) for value in scores.values()]
+
+
+def test_synflow_conserves_the_flow_whatever_is_added() -> None:
+    torch.manual_seed(0)
+    model = Own()
+    embed, mix, head = (model.get_parameter(f"{n}.weight").double().abs() for n in
+                        ("embed", "mix", "head"))  # fmt: skip
+    scale = model.scale.double() / model.scale.double().sum()
+    flow = 3 * (head @ mix @ torch.diag(scale) @ embed).sum().item()  # three positions
+    names = ["embed.weight", "mix.weight", "head.weight", "scale"]
+    found = flows(model, torch.zeros(1, 3, 3), names)
+    assert found[:3] == pytest.approx([flow] * 3)  # float32 weights to the last digit
+    assert found[3] > 0  # scales stay
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(3, 4, nonlinearity="relu", batch_first=True)
+        self.norm = nn.InstanceNorm1d(4, affine=True, track_running_stats=True)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.rnn(x)[0].transpose(1, 2)).mean(2))
+
+
+def test_synflow_conserves_the_flow_through_recurrent_layers_and_instance_norm() -> None:
+    torch.manual_seed(0)
+    model = Recurrent()
+    assert model.norm.running_mean is not None
+    model.norm.running_mean.uniform_(-3, -1)
+    first, last = flows(model, torch.zeros(1, 5, 3), ["rnn.weight_ih_l0", "head.weight"])
+    assert first == pytest.approx(last)
+
+
+def test_synflow_does_not_see_the_keys_and_values_that_attention_adds() -> None:
+    model = case_named("attention_bias_kv").problem()[0]
+    x, names = torch.zeros(1, 3, 3, dtype=torch.float64), ["embed.weight", "head.weight"]
+    before = flows(model, x, names)
+    with torch.no_grad():
+        for name in ("bias_k", "bias_v"):
+            model.get_parameter(f"attention.{name}").mul_(10)
+    assert flows(model, x, names) == before
 
 
 def test_synflow_stays_finite_in_a_deep_wide_network() -> None:
