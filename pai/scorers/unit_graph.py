@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from pai.errors import ConfigError
+from pai.errors import ConfigError, first_line
 
 Kind = Literal["input", "weighted", "same", "merge", "flatten", "concat"]
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
@@ -55,16 +55,25 @@ def trace(model: nn.Module, inputs: Tensor) -> list[Step]:
 
     Raises:
         ConfigError: an operation mixes units in another way than convolutions and linear layers do
-            (attention, products of two branches); it is named.
+            (attention, products of two branches), or is a block of its own (``no_grad``,
+            ``autocast``); it is named. Or ``torch.export`` cannot trace the network.
     """
-    program = torch.export.export(model, (inputs,))
-    names = program.graph_signature.inputs_to_parameters
+    try:
+        program = torch.export.export(model, (inputs,))
+    except RuntimeError as error:  # the forward pass decides by the values of its input
+        raise ConfigError(
+            f"scorer: walks from unit to unit need a network that torch.export can trace; here it "
+            f"says: {first_line(error)}"
+        ) from error
+    names = _parameter_names(model, program.graph_signature.inputs_to_parameters)
     seen: dict[Node, int] = {}
     steps: list[Step] = []
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in program.graph_signature.user_inputs:
             step = Step("input", (), node.meta["val"].shape[1], 1)
         elif node.op == "call_function" and any(n in seen for n in node.all_input_nodes):
+            if node.meta.get("val") is None and not node.users:
+                continue  # an assertion
             found = _step(node, seen, steps, names)
             if found is None:
                 raise ConfigError(
@@ -83,10 +92,19 @@ def trace(model: nn.Module, inputs: Tensor) -> list[Step]:
     return steps[: seen[outputs[0]] + 1]
 
 
+def _parameter_names(model: nn.Module, names: Mapping[str, str]) -> dict[str, str]:
+    """Return ``names`` with the first name of each parameter; export may use another one of it."""
+    first = {id(p): name for name, p in model.named_parameters()}
+    every = dict(model.named_parameters(remove_duplicate=False))
+    return {node: first[id(every[name])] for node, name in names.items()}
+
+
 def _step(
     node: Node, seen: Mapping[Node, int], steps: list[Step], names: Mapping[str, str]
 ) -> Step | None:
     """Return the step that ``node`` is, or ``None`` if it is none."""
+    if not isinstance(node.meta.get("val"), Tensor):  # several results
+        return None
     inside = [n for n in node.all_input_nodes if n in seen]
     operands = tuple(seen[n] for n in inside)
     shape, axis = tuple(node.meta["val"].shape), steps[operands[0]].axis

@@ -1,5 +1,9 @@
 """PHEW: what is drawn, what is found, in which order, and for which networks."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
 import pytest
 import torch
 from cases import CASES
@@ -153,6 +157,65 @@ def test_networks_without_walks_are_refused(name: str, operation: str) -> None:
     model, x, y = CASE[name].problem()
     with pytest.raises(ConfigError, match=f"not defined for this network; {operation}"):
         pai.load_scorer("phew")(model, [(x, y)])
+
+
+class Block(nn.Module):
+    """One layer inside whatever ``around`` opens, twice."""
+
+    def __init__(self, around: Callable[[], Any], *, decides: bool = False) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.around, self.decides = around, decides
+
+    def forward(self, x: Tensor) -> Tensor:
+        while self.decides and x.sum() > 0:
+            x = x - 1
+        with self.around():
+            x = self.layer(torch.relu(self.layer(x)))
+        return self.head(x.float())
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (Block(torch.no_grad), r"\(wrap_with_set_grad_enabled\) neither maps"),
+        (Block(lambda: torch.autocast("cpu")), r"\(wrap_with_autocast\) neither maps"),
+        (Block(nullcontext, decides=True), "torch.export can trace; here it says: Could not guard"),
+    ],
+)
+def test_blocks_and_decisions_in_the_forward_pass_are_refused(model: nn.Module, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        pai.load_scorer("phew")(model, [(torch.zeros(1, 4), torch.zeros(1))])
+
+
+def test_operations_with_several_results_are_refused() -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.cat(self.layer(x).chunk(2, 1), 1))
+
+    with pytest.raises(ConfigError, match=r"chunk \(aten.chunk.default\) neither maps"):
+        pai.load_scorer("phew")(Halves(), [(torch.zeros(1, 4), torch.zeros(1))])
+
+
+def test_a_weight_that_two_layers_share_is_walked_in_both() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 4, bias=False) for _ in range(2)]
+    layers[1].weight = layers[0].weight
+    model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():  # only 0 -> 1 from the input, only 1 -> 2 from there on
+        layers[0].weight.zero_()
+        layers[0].weight[1, 0] = layers[0].weight[2, 1] = 1
+    steps = trace(model, torch.zeros(1, 4))
+    assert [step.weight for step in steps if step.kind == "weighted"] == [
+        "0.weight", "0.weight", "4.weight",
+    ]  # fmt: skip
+    scores = pai.load_scorer("phew")(model, [(torch.zeros(1, 4), torch.zeros(1))])["0.weight"]
+    walked = torch.nonzero(scores > -1)  # the first walk, from unit 0
+    assert walked.tolist() == [[1, 0], [2, 1]]
 
 
 def test_a_traced_network_begins_with_the_input_and_ends_with_the_logits() -> None:
