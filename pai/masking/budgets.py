@@ -24,9 +24,19 @@ _LAST_DENSITY = 0.2
 _CONVOLUTION_DIMS, _MATRIX_DIMS = 3, 2
 
 
+def kept_count(sparsity: float, total: int) -> int:
+    """Return ``max(1, round((1 - sparsity) * total))``, the number of weights to keep."""
+    return max(1, round((1 - sparsity) * total))
+
+
+def sizes_of(shapes: Shapes) -> dict[str, int]:
+    """Return the number of weights of each layer."""
+    return {name: math.prod(shape) for name, shape in shapes.items()}
+
+
 def same_fraction(shapes: Shapes, kept: int) -> dict[str, float]:
     """Return ``q_l = k n_l / sum n``: every layer keeps the same fraction."""
-    sizes = _sizes(shapes)
+    sizes = sizes_of(shapes)
     total = sum(sizes.values())
     return {name: kept * size / total for name, size in sizes.items()}
 
@@ -45,7 +55,7 @@ def uniform_plus(shapes: Shapes, kept: int) -> dict[str, float]:
     Raises:
         ValueError: what first and last layer keep in any case is more than ``kept``.
     """
-    sizes = _sizes(shapes)
+    sizes = sizes_of(shapes)
     lowest = dict.fromkeys(sizes, 0.0)
     first, last = next(iter(sizes)), list(sizes)[-1]
     if len(shapes[last]) == _MATRIX_DIMS:
@@ -70,7 +80,7 @@ def erdos_renyi_kernel(shapes: Shapes, kept: int) -> dict[str, float]:
 
     Source: Evci et al. 2020, arXiv 1911.11134, section 3 (1), after Mocanu et al. 2018.
     """
-    sizes = _floats(_sizes(shapes))
+    sizes = _floats(sizes_of(shapes))
     weights = {name: float(sum(shape)) for name, shape in shapes.items()}
     return proportional(weights, kept, dict.fromkeys(sizes, 0.0), sizes)
 
@@ -80,7 +90,8 @@ class CopiedBudget:
     """The counts of another mask; ``source`` names it in messages.
 
     Asked for more weights than that mask keeps, on the way to it in a schedule of several rounds,
-    it returns ``q_l = n_l d_l^t`` with d_l the density in the mask, 0 <= t <= 1.
+    it returns ``q_l = n_l d_l^t`` with d_l the density in the mask, and for a layer of which the
+    mask keeps nothing ``q_l = (n_l + 1)^(1 - t) - 1``; 0 <= t <= 1 is what makes the sum right.
     """
 
     counts: Mapping[str, int]
@@ -105,8 +116,11 @@ class CopiedBudget:
         return self._at(high)
 
     def _at(self, time: float) -> dict[str, float]:
-        sizes = _sizes(self.shapes)
-        return {n: sizes[n] * (max(k, 0.5) / sizes[n]) ** time for n, k in self.counts.items()}
+        sizes = sizes_of(self.shapes)
+        return {
+            n: sizes[n] * (k / sizes[n]) ** time if k else (sizes[n] + 1) ** (1 - time) - 1
+            for n, k in self.counts.items()
+        }
 
     def _total(self, time: float) -> float:
         return sum(self._at(time).values())
@@ -129,7 +143,7 @@ class CopiedBudget:
 
     def check_total(self, shapes: Shapes, kept: int) -> None:
         """Raise ``ValueError`` unless the mask keeps ``kept`` weights; name the sparsity it has."""
-        total, mine = sum(_sizes(shapes).values()), sum(self.counts.values())
+        total, mine = sum(sizes_of(shapes).values()), sum(self.counts.values())
         if mine != kept:
             raise ValueError(
                 f"scope: {self.source} keeps {mine:,} of {total:,} weights, the sparsity asked for "
@@ -201,27 +215,32 @@ def proportional(
 
 
 def whole_numbers(
-    quotas: Mapping[str, float], kept: int, capacity: Mapping[str, int]
+    quotas: Mapping[str, float],
+    kept: int,
+    capacity: Mapping[str, int],
+    lowest: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Round quotas by largest remainder: exactly ``kept`` in all, at most ``capacity`` of each.
 
-    A layer with a positive quota keeps at least one weight if there are enough for all such layers.
-    Where capacities or that minimum bind, the other quotas change in proportion. Equal remainders
-    go to the earlier layer. Without binding bounds each count differs from its quota by less than
-    one. (As with every such rule, one more weight in all can mean one fewer in some layer; in
-    rounds within an earlier mask the capacities are what that mask has left.)
+    Each layer keeps at least ``lowest``. Without that argument, a layer with a positive quota keeps
+    at least one weight if there are enough for all such layers. Where one of these bounds binds,
+    the other quotas change in proportion. Equal remainders go to the earlier layer. Without binding
+    bounds each count differs from its quota by less than one. (As with every such rule, one more
+    weight in all can mean one fewer in some layer; in rounds within an earlier mask the capacities
+    are what that mask has left.)
 
     Raises:
         ValueError: the quotas are no budget of ``kept`` weights.
     """
     _check(quotas, kept, capacity)
-    lowest = {n: float(q > 0 and capacity[n] > 0) for n, q in quotas.items()}
-    if sum(lowest.values()) > kept:
-        lowest = dict.fromkeys(quotas, 0.0)
+    if lowest is None:
+        lowest = {n: int(q > 0 and capacity[n] > 0) for n, q in quotas.items()}
+        if sum(lowest.values()) > kept:
+            lowest = dict.fromkeys(quotas, 0)
     shares = dict(quotas)
     bound = any(not lowest[name] <= quota <= capacity[name] for name, quota in quotas.items())
     if bound or abs(sum(quotas.values()) - kept) > 0.5:
-        shares = proportional(quotas, kept, lowest, _floats(capacity))
+        shares = proportional(quotas, kept, _floats(lowest), _floats(capacity))
     counts = {name: math.floor(share + 10.0**-_DIGITS) for name, share in shares.items()}
     remainders = {name: round(shares[name] - counts[name], _DIGITS) for name in shares}
     by_remainder = sorted(remainders, key=lambda name: -remainders[name])  # stable
@@ -243,10 +262,6 @@ def _check(quotas: Mapping[str, float], kept: int, capacity: Mapping[str, int]) 
         )
 
 
-def _sizes(shapes: Shapes) -> dict[str, int]:
-    return {name: math.prod(shape) for name, shape in shapes.items()}
-
-
 def _floats(counts: Mapping[str, int]) -> dict[str, float]:
     return {name: float(count) for name, count in counts.items()}
 
@@ -257,5 +272,5 @@ def _shortest(total: int, kept: int) -> str:
     texts = (f"{exact:.{digits}f}" for digits in range(1, 17))
     return next(
         text for text in texts
-        if float(text) < 1 and max(1, round((1 - float(text)) * total)) == kept
+        if float(text) < 1 and kept_count(float(text), total) == kept
     )  # fmt: skip

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from pai.masking.effective import Connectivity, Paths
-from pai.masking.select import Mask
+from pai.masking.ranking import Mask, check_bits
 from pai.masking.surrogates import NotDefinedError
 from pai.records import write_bytes_atomically
 
@@ -19,17 +19,14 @@ def apply_mask(model: nn.Module, mask: Mapping[str, Tensor]) -> None:
     """Set the pruned weights of ``model`` to exactly zero, in place.
 
     Raises:
-        ValueError: a name is not a parameter of the model, or a shape differs.
+        ValueError: a name is not a parameter of the model, a shape differs, or a tensor is not
+            Boolean.
     """
     parameters = dict(model.named_parameters())
     for name, keep in mask.items():
         if name not in parameters:
             raise ValueError(f"mask: the model has no parameter {name!r}")
-        if parameters[name].shape != keep.shape:
-            raise ValueError(
-                f"mask: {name!r} has shape {tuple(keep.shape)}, "
-                f"the parameter has {tuple(parameters[name].shape)}"
-            )
+        check_bits(keep, name, parameters[name].shape, "mask")
     with torch.no_grad():
         for name, keep in mask.items():
             parameters[name].masked_fill_(~keep.to(parameters[name].device), 0)
@@ -86,7 +83,7 @@ def mask_report(model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor) ->
                 "shape": list(keep.shape),
                 "total": total,
                 "kept": kept,
-                "density": kept / total,
+                "density": kept / total if total else 1.0,  # nothing to lose, nothing lost
                 "effective_kept": None if effective is None else int(effective[name].sum()),
             }
         )
@@ -102,7 +99,9 @@ def mask_report(model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor) ->
         "all_parameters": everything,
         "effective_sparsity": None if on_path is None else 1 - on_path / prunable,
         "effective_undefined": undefined,
-        "collapsed_layers": [layer["name"] for layer in layers if layer["kept"] == 0],
+        "collapsed_layers": [
+            layer["name"] for layer in layers if layer["total"] > layer["kept"] == 0
+        ],
         "dead_layers": [
             layer["name"] for layer in layers if layer["kept"] and layer["effective_kept"] == 0
         ],

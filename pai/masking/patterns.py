@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pai.masking.budgets import Shapes
+from pai.masking.budgets import Shapes, sizes_of
 from pai.masking.ranking import Mask, check_kept, flat, top, unflatten
 
 _TOLERANCE = 1e-3
@@ -57,14 +57,32 @@ class Pattern:
         if not any(self.fits(shape) for shape in shapes.values()):
             raise ValueError(f"scope: no layer has rows of a multiple of {self.m} weights")
 
+    def kept(self, shapes: Shapes, sparsity: float) -> int:
+        """Return how many weights a mask keeps, those of dense layers included."""
+        sizes = sizes_of(shapes)
+        total = sum(size for name, size in sizes.items() if self.fits(shapes[name]))
+        return sum(sizes.values()) - total + self._grouped(total, sparsity)
+
+    def _grouped(self, total: int, sparsity: float) -> int:
+        """Return how many of ``total`` weights in groups are kept."""
+        count = total // self.m * self.n
+        if abs(sparsity - self.sparsity) <= _TOLERANCE:
+            return count
+        return max(count, round((1 - sparsity) * total))
+
     def choose(
-        self, scores: Mapping[str, Tensor], sparsity: float, within: Mapping[str, Tensor] | None
+        self,
+        scores: Mapping[str, Tensor],
+        sparsity: float,
+        towards: float,
+        within: Mapping[str, Tensor] | None,
     ) -> Mask:
         """Keep the N highest of each group; layers that do not fit stay dense.
 
         At a lower sparsity, on the way to the pattern, no group loses more than M - N weights, and
         ``round((1 - sparsity) P)`` stay of the P weights in groups.
         """
+        del towards
         fitting = {name: value for name, value in scores.items() if self.fits(value.shape)}
         allowed = {
             name: torch.ones_like(value, dtype=torch.bool)
@@ -76,12 +94,9 @@ class Pattern:
         values, free = flat(fitting), flat(allowed)
         kept = flat(best)
         total = len(kept)
-        count = total // self.m * self.n
-        missing = count - int(kept.sum())
-        if missing > 0:
+        if int(kept.sum()) < total // self.m * self.n:
             raise ValueError(f"within keeps fewer than {self.n} of {self.m} weights in some group")
-        if abs(sparsity - self.sparsity) > _TOLERANCE:
-            missing = max(0, round((1 - sparsity) * total) - count)
+        missing = self._grouped(total, sparsity) - int(kept.sum())
         others = torch.nonzero(free & ~kept).flatten()
         check_kept(len(others), missing)
         kept[others[top(values[others], missing)]] = True

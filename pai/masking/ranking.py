@@ -1,9 +1,11 @@
 """Ranking weights by score with exact counts; equal scores are kept in the order of position."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+from pai.errors import nearest
 
 Mask = dict[str, Tensor]
 
@@ -31,6 +33,36 @@ def check_kept(available: int, count: int) -> None:
     """Raise ``ValueError`` if an earlier mask has left fewer weights than are to be kept."""
     if available < count:
         raise ValueError(f"within keeps {available} weights, fewer than {count}")
+
+
+def check_mask(
+    mask: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], what: str = "within"
+) -> None:
+    """Raise ``ValueError`` unless ``mask`` has a Boolean tensor for each of ``shapes``, no other.
+
+    ``what`` names the mask in messages.
+    """
+    for name in mask:
+        if name not in shapes:
+            raise ValueError(
+                f"{what}: {name!r} is in the mask and not scored here{nearest(name, shapes)}"
+            )
+    for name, shape in shapes.items():
+        if name not in mask:
+            raise ValueError(f"{what}: the mask has no {name!r}, which is scored here")
+        check_bits(mask[name], name, shape, what)
+
+
+def check_bits(keep: Tensor, name: str, shape: Sequence[int], what: str) -> None:
+    """Raise ``ValueError`` unless ``keep`` is a Boolean tensor of this shape."""
+    if tuple(keep.shape) != tuple(shape):
+        raise ValueError(
+            f"{what}: {name!r} has shape {tuple(keep.shape)}, the parameter has {tuple(shape)}"
+        )
+    if keep.dtype != torch.bool:
+        raise ValueError(
+            f"{what}: {name!r} is {keep.dtype}; masks are torch.bool, True for what is kept"
+        )
 
 
 def flat(tensors: Mapping[str, Tensor]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pai.masking.schedule import OneShot, Schedule
+from pai.masking.schedule import Exponential, OneShot, Schedule
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,7 @@ class TrainAndPrune:
 
     def sparsities(self, target: float) -> list[float]:
         """Return ``1 - (1 - target)^(k/n)`` for k = 1..n; the last is ``target`` itself."""
-        n = self.rounds
-        return [*(1 - (1 - target) ** (k / n) for k in range(1, n)), target]
+        return Exponential(self.rounds).sparsities(target)
 
     def epochs_of(self, number: int, training_epochs: int) -> int:
         """Return how many epochs the learning-rate schedule of round ``number`` (from 0) has."""

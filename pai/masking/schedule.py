@@ -13,7 +13,8 @@ from itertools import count, repeat
 import torch
 from torch import Tensor, nn
 
-from pai.masking.select import Mask, Scope, as_rule, check_sparsity, select
+from pai.masking.ranking import Mask, check_mask
+from pai.masking.select import Rule, Scope, as_rule, check_sparsity, select
 from pai.objective import Batches, LossFn
 from pai.prunable import prunable_parameters
 from pai.state import masked_weights
@@ -98,15 +99,27 @@ def iterate(
     score: ScoreFn, schedule: Schedule, sparsity: float, scope: Scope, *,
     within: Mask | None = None, towards: float | None = None,
 ) -> Mask:  # fmt: skip
-    """Score and select once per round, among the weights that are left or (``revive``) all."""
+    """Score and select once per round, among the weights that are left or (``revive``) all.
+
+    Rounds that would keep at least as many weights as ``within`` are left out, except the last.
+    """
     check_sparsity(sparsity)
     rule, goal = as_rule(scope), sparsity if towards is None else towards
     mask = within
-    for target in schedule.sparsities(sparsity):
+    for target in _ahead(schedule.sparsities(sparsity), rule, within):
         left = within if schedule.revive else mask
         mask = select(score(mask), target, rule, within=left, towards=goal)
     assert mask is not None, "a schedule has at least one round"
     return mask
+
+
+def _ahead(sparsities: list[float], rule: Rule, within: Mask | None) -> list[float]:
+    """Return the sparsities of the rounds that remove something from ``within``, and the last."""
+    if within is None:
+        return sparsities
+    shapes = {name: keep.shape for name, keep in within.items()}
+    left = sum(int(keep.sum()) for keep in within.values())
+    return [*(s for s in sparsities[:-1] if rule.kept(shapes, s) < left), sparsities[-1]]
 
 
 def find_mask(
@@ -139,7 +152,8 @@ def find_mask(
         loss_fn: default cross-entropy.
         generator: makes stochastic scorers reproducible.
         include_classifier: also prune the final classifier.
-        within: an earlier mask, the network's so far; its removed weights stay removed.
+        within: an earlier mask, the network's so far; its removed weights stay removed. Rounds that
+            would keep as many weights or more are left out.
         towards: the final sparsity, if ``sparsity`` is one on the way to it.
 
     Raises:
@@ -149,6 +163,8 @@ def find_mask(
     parameters = prunable_parameters(model, include_classifier=include_classifier)
     if not parameters:
         raise ValueError("the model has no prunable weights")
+    if within is not None:
+        check_mask(within, {name: p.shape for name, p in parameters.items()})
     schedule = schedule or OneShot()
     rounds = _rounds(batches, schedule)
 

@@ -14,13 +14,15 @@ from pai.masking.budgets import (
     CopiedBudget,
     Shapes,
     erdos_renyi_kernel,
+    kept_count,
     read_budget,
     same_fraction,
+    sizes_of,
     uniform_plus,
     whole_numbers,
 )
 from pai.masking.patterns import parse_pattern
-from pai.masking.ranking import Mask, keep_highest
+from pai.masking.ranking import Mask, check_kept, check_mask, keep_highest
 
 __all__ = ["SCOPES", "Mask", "Rule", "Scope", "as_rule", "check_sparsity", "kept_count", "select"]
 
@@ -32,18 +34,20 @@ class Rule(Protocol):
     def check(self, shapes: Shapes, sparsity: float) -> None:
         """Raise ``ValueError`` if weights of these shapes cannot be brought to ``sparsity``."""
 
+    def kept(self, shapes: Shapes, sparsity: float) -> int:
+        """Return how many weights a mask of ``sparsity`` keeps in all."""
+
     def choose(
-        self, scores: Mapping[str, Tensor], sparsity: float, within: Mapping[str, Tensor] | None
+        self,
+        scores: Mapping[str, Tensor],
+        sparsity: float,
+        towards: float,
+        within: Mapping[str, Tensor] | None,
     ) -> Mask:
-        """Return the mask; ``sparsity`` may be one on the way to that of :meth:`check`."""
+        """Return the mask; ``sparsity`` may be one on the way to ``towards``."""
 
 
 Scope = str | Budget | Rule
-
-
-def kept_count(sparsity: float, total: int) -> int:
-    """Return ``max(1, round((1 - sparsity) * total))``, the number of weights to keep."""
-    return max(1, round((1 - sparsity) * total))
 
 
 def check_sparsity(sparsity: float) -> None:
@@ -61,12 +65,20 @@ class Everywhere:
     def check(self, shapes: Shapes, sparsity: float) -> None:
         """Any sparsity can be had."""
 
+    def kept(self, shapes: Shapes, sparsity: float) -> int:
+        """Return :func:`kept_count` of all weights."""
+        return kept_count(sparsity, sum(sizes_of(shapes).values()))
+
     def choose(
-        self, scores: Mapping[str, Tensor], sparsity: float, within: Mapping[str, Tensor] | None
+        self,
+        scores: Mapping[str, Tensor],
+        sparsity: float,
+        towards: float,
+        within: Mapping[str, Tensor] | None,
     ) -> Mask:
         """Keep the highest of all."""
-        total = sum(value.numel() for value in scores.values())
-        return keep_highest(scores, kept_count(sparsity, total), within)
+        del towards
+        return keep_highest(scores, self.kept(_shapes(scores), sparsity), within)
 
 
 @dataclass(frozen=True)
@@ -79,30 +91,50 @@ class PerLayer:
         """Refuse what the budget refuses, and a copied budget of another total."""
         if isinstance(self.budget, CopiedBudget):
             self.budget.check_shapes(shapes)
-            total = sum(torch.Size(shape).numel() for shape in shapes.values())
-            self.budget.check_total(shapes, kept_count(sparsity, total))
-        self.counts(shapes, sparsity, None)
+            self.budget.check_total(shapes, self.kept(shapes, sparsity))
+        self.counts(shapes, sparsity)
 
-    def counts(
-        self, shapes: Shapes, sparsity: float, within: Mapping[str, Tensor] | None
+    def kept(self, shapes: Shapes, sparsity: float) -> int:
+        """Return :func:`kept_count` of all weights."""
+        return kept_count(sparsity, sum(sizes_of(shapes).values()))
+
+    def counts(self, shapes: Shapes, sparsity: float) -> dict[str, int]:
+        """Return how many weights each layer keeps; they sum to :meth:`kept` exactly."""
+        kept = self.kept(shapes, sparsity)
+        return whole_numbers(self.budget(shapes, kept), kept, sizes_of(shapes))
+
+    def counts_within(
+        self, shapes: Shapes, sparsity: float, towards: float, room: Mapping[str, int]
     ) -> dict[str, int]:
-        """Return how many weights each layer keeps; they sum to :func:`kept_count` exactly."""
-        sizes = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
-        kept = kept_count(sparsity, sum(sizes.values()))
-        capacity = sizes if within is None else {name: int(within[name].sum()) for name in sizes}
-        if sum(capacity.values()) < kept:
-            raise ValueError(f"within keeps {sum(capacity.values())} weights, fewer than {kept}")
-        return whole_numbers(self.budget(shapes, kept), kept, capacity)
+        """Return the counts where each layer has ``room`` weights left.
+
+        No layer gets fewer than at ``towards`` if it has them, so that rounds on the way there end
+        at exactly the counts of a single round.
+        """
+        kept = self.kept(shapes, sparsity)
+        check_kept(sum(room.values()), kept)
+        lowest = {n: min(count, room[n]) for n, count in self.counts(shapes, towards).items()}
+        return whole_numbers(self.budget(shapes, kept), kept, room, lowest)
 
     def choose(
-        self, scores: Mapping[str, Tensor], sparsity: float, within: Mapping[str, Tensor] | None
+        self,
+        scores: Mapping[str, Tensor],
+        sparsity: float,
+        towards: float,
+        within: Mapping[str, Tensor] | None,
     ) -> Mask:
         """Keep the highest of each layer."""
-        counts = self.counts({n: value.shape for n, value in scores.items()}, sparsity, within)
+        shapes = _shapes(scores)
+        room = sizes_of(shapes) if within is None else {n: int(within[n].sum()) for n in shapes}
+        counts = self.counts_within(shapes, sparsity, towards, room)
         return {
             name: keep_highest({name: value}, counts[name], within)[name]
             for name, value in scores.items()
         }
+
+
+def _shapes(scores: Mapping[str, Tensor]) -> Shapes:
+    return {name: value.shape for name, value in scores.items()}
 
 
 _NAMED: dict[str, Rule] = {
@@ -167,8 +199,8 @@ def select(
 
     Raises:
         ValueError: sparsity out of range, unknown scope or one that does not fit the sparsity or
-            the shapes, no scores, a NaN score, or ``within`` keeps fewer weights than are to be
-            kept.
+            the shapes, no scores, a NaN score, or ``within`` is no mask of these weights or keeps
+            fewer than are to be kept.
     """
     check_sparsity(sparsity)
     rule = as_rule(scope)
@@ -177,6 +209,9 @@ def select(
     for name, value in scores.items():
         if bool(torch.isnan(value).any()):
             raise ValueError(f"scores of {name!r} contain NaN")
-    shapes = {name: value.shape for name, value in scores.items()}
-    rule.check(shapes, sparsity if towards is None else towards)
-    return rule.choose(scores, sparsity, within)
+    shapes = _shapes(scores)
+    if within is not None:
+        check_mask(within, shapes)
+    towards = sparsity if towards is None else towards
+    rule.check(shapes, towards)
+    return rule.choose(scores, sparsity, towards, within)

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from pai.masking.budgets import kept_count
 from pai.masking.effective import Connectivity
-from pai.masking.select import Mask, check_sparsity, kept_count
+from pai.masking.ranking import Mask
+from pai.masking.select import check_sparsity
 
 
 @dataclass(frozen=True)

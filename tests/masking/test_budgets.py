@@ -1,5 +1,6 @@
 """Layer budgets against hand computation, the published rule, and their properties."""
 
+import itertools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,7 +23,7 @@ from pai.masking.budgets import (
     uniform_plus,
     whole_numbers,
 )
-from pai.masking.schedule import Exponential, iterate
+from pai.masking.schedule import Exponential, Linear, Schedule, iterate
 from pai.masking.select import kept_count
 
 RESNET20 = {  # conv1, two stages' first blocks, one shortcut
@@ -43,6 +44,10 @@ def scores_of(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str,
 
 def counts(mask: Mapping[str, Tensor]) -> dict[str, int]:
     return {name: int(keep.sum()) for name, keep in mask.items()}
+
+
+def first_bits(shape: tuple[int, ...], kept: int) -> Tensor:
+    return (torch.arange(math.prod(shape)) < kept).view(shape)
 
 
 def size(shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -217,12 +222,78 @@ def test_budgets_hold_at_the_end_of_a_schedule_of_many_rounds(scope: str) -> Non
         return scores_of(RESNET20, seed=len(calls))
 
     mask = iterate(score, Exponential(20), sparsity, rule)
-    oneshot = counts(pai.select(scores, sparsity, rule))
     assert len(calls) == 20
-    assert sum(counts(mask).values()) == kept_count(sparsity, size(RESNET20))
-    assert all(abs(counts(mask)[name] - oneshot[name]) <= 1 for name in mask)
+    assert counts(mask) == counts(pai.select(scores, sparsity, rule))
     if scope == "copied":
         assert counts(mask) == counts(given_mask)
+
+
+def random_scores(shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    """Return a score that is new in every round."""
+    seeds = itertools.count(1)
+    return lambda mask: scores_of(shapes, next(seeds))
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    shapes=shapes_of_layers,
+    scope=st.sampled_from(["global", "layer", "erk", "uniform_plus", "copied"]),
+    sparsity=st.floats(0, 1, exclude_max=True) | st.sampled_from([0.9, 0.98, 0.99, 0.999]),
+    schedule=st.builds(
+        lambda kind, rounds, revive: kind(rounds, revive=revive),
+        st.sampled_from([Exponential, Linear]), st.integers(1, 20), st.booleans(),
+    ),
+    data=st.data(),
+)  # fmt: skip
+def test_rounds_end_at_exactly_the_counts_of_one_shot(
+    shapes: dict[str, tuple[int, ...]], scope: str, sparsity: float, schedule: Schedule,
+    data: st.DataObject,
+) -> None:  # fmt: skip
+    rule: Any = scope
+    if scope == "copied":
+        few = st.sampled_from([0, 0, 0, 1])
+        kept = {n: data.draw(few | st.integers(0, math.prod(s))) for n, s in shapes.items()}
+        assume(any(kept.values()))
+        rule = copied_budget({n: first_bits(s, kept[n]) for n, s in shapes.items()})
+        sparsity = 1 - sum(kept.values()) / size(shapes)
+    try:
+        oneshot = counts(pai.select(scores_of(shapes), sparsity, rule))
+    except ValueError as error:
+        assert "uniform_plus keeps at least" in str(error)
+        assume(False)
+    mask = iterate(random_scores(shapes), schedule, sparsity, rule)
+    if scope != "global":
+        assert counts(mask) == oneshot
+    assert sum(counts(mask).values()) == kept_count(sparsity, size(shapes))
+    if scope == "copied":
+        assert counts(mask) == kept
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kept", "rounds"),
+    [
+        ([50, 50, 50], [5, 0, 0], 20),
+        ([1000] * 5, [20, 20, 0, 0, 0], 100),
+        ([50, 5, 200, 50, 10, 3], [25, 0, 0, 50, 5, 0], 40),
+    ],
+)
+def test_layers_that_a_copied_budget_leaves_empty_end_empty(
+    sizes: list[int], kept: list[int], rounds: int
+) -> None:
+    shapes = {f"l{i}": (n,) for i, n in enumerate(sizes)}
+    rule = copied_budget({n: first_bits(shapes[n], k) for n, k in zip(shapes, kept, strict=True)})
+    mask = iterate(random_scores(shapes), Exponential(rounds), 1 - sum(kept) / sum(sizes), rule)
+    assert list(counts(mask).values()) == kept
+    path = [rule(shapes, total) for total in range(sum(kept), sum(sizes) + 1, 10)]
+    for name in shapes:  # nothing is emptied at once
+        assert all(a[name] <= b[name] + 1e-9 for a, b in itertools.pairwise(path))
+        assert all(quota[name] > 0 for quota in path[1:])
+
+
+def test_uniform_plus_in_rounds_leaves_its_last_layer_enough() -> None:
+    shapes = {"a": (2, 3), "b": (1, 1), "c": (8, 3, 3, 3), "d": (2, 3)}
+    mask = iterate(random_scores(shapes), Exponential(7), 0.99, "uniform_plus")
+    assert counts(mask) == {"a": 0, "b": 0, "c": 0, "d": 2}
 
 
 def test_a_budget_can_be_a_function() -> None:

@@ -29,6 +29,9 @@ def test_a_mask_that_does_not_fit_is_refused_before_anything_changes() -> None:
         pai.apply_mask(model, {"weight": good, "wieght": good})
     with pytest.raises(ValueError, match=r"'bias' has shape \(3,\)"):
         pai.apply_mask(model, {"weight": good, "bias": bad})
+    for wrong in (torch.uint8, torch.float32):
+        with pytest.raises(ValueError, match=rf"^mask: 'bias' is {wrong}; masks are torch\.bool"):
+            pai.apply_mask(model, {"weight": good, "bias": torch.ones(2, dtype=wrong)})
     assert torch.equal(model.weight, before)
 
 
@@ -55,6 +58,25 @@ def test_report_counts_and_names_collapsed_layers() -> None:
     assert report["collapsed_layers"] == ["2.weight"]
     assert report["effective_sparsity"] == 1.0  # nothing reaches the output
     assert [layer["density"] for layer in report["layers"]] == [1.0, 0.0]
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_layer_without_weights_has_lost_nothing() -> None:
+    class Empty(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.nothing, self.head = nn.Linear(4, 3), nn.Linear(4, 0), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.cat([self.layer(x), self.nothing(x)], 1))
+
+    model = Empty()
+    scores = {name: p.detach().abs() for name, p in pai.prunable_parameters(model).items()}
+    for scope in ("global", "layer", "erk"):
+        report = mask_report(model, pai.select(scores, 0.5, scope), torch.zeros(1, 4))
+        assert [layer["density"] for layer in report["layers"]] == [0.5, 1.0]
+        assert report["collapsed_layers"] == report["dead_layers"] == []
+        assert report["effective_sparsity"] == 0.5
 
 
 def paths_by_brute_force(weights: list[Tensor]) -> list[Tensor]:

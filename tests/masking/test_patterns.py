@@ -119,5 +119,5 @@ def test_a_rounded_two_thirds_still_gives_the_exact_pattern() -> None:
 
 
 def test_next_to_the_pattern_nothing_more_is_kept_than_the_count_says() -> None:
-    mask = Pattern(2, 4).choose({"w": torch.rand(1, 8)}, 0.49, None)["w"]
+    mask = Pattern(2, 4).choose({"w": torch.rand(1, 8)}, 0.49, 0.5, None)["w"]
     assert int(mask.sum()) == 4

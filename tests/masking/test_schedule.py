@@ -80,6 +80,42 @@ def test_find_mask_shows_each_round_zeroed_weights_and_leaves_the_model_alone() 
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("revive", [False, True])
+@pytest.mark.parametrize(("scope", "target"), [("global", 0.9), ("layer", 0.9), ("1:4", 0.75)])
+def test_rounds_within_a_mask_begin_where_something_is_left_to_remove(
+    scope: str, target: float, revive: bool
+) -> None:
+    model = nn.Sequential(nn.Linear(8, 5), nn.Linear(5, 4), nn.Linear(4, 2))  # rows of 5 stay dense
+    parameters = pai.prunable_parameters(model)
+    weights = {name: p.detach().abs() for name, p in parameters.items()}
+    within = pai.select(weights, 0.5, "2:4") if scope == "1:4" else pai.select(weights, 0.8, scope)
+    seen: list[int] = []
+
+    def scorer(model: nn.Module, batches: Any, **options: Any) -> dict[str, Tensor]:
+        seen.append(sum(int((p != 0).sum()) for p in options["parameters"].values()))
+        return {name: p.detach().abs() for name, p in options["parameters"].items()}
+
+    mask = pai.find_mask(
+        model, [], scorer, sparsity=target, within=within, scope=scope,
+        schedule=Exponential(10, revive=revive),
+    )  # fmt: skip
+    assert all(bool((mask[name] <= keep).all()) for name, keep in within.items())
+    assert 1 < len(seen) < 10
+    assert seen[0] == sum(int(keep.sum()) for keep in within.values())
+    assert sum(int(keep.sum()) for keep in mask.values()) == (30 if scope == "1:4" else 6)
+    with pytest.raises(ValueError, match=r"within keeps|use sparsity=0\.75"):
+        pai.find_mask(model, [], scorer, sparsity=0.3, within=within, scope=scope)
+
+
+def test_a_mask_of_another_network_is_refused_before_scoring() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"within: '0\.weight' has shape \(4,\)"):
+        pai.find_mask(
+            model, [], lambda *_, **__: {}, sparsity=0.5,
+            within={"0.weight": torch.ones(4, dtype=torch.bool)},
+        )  # fmt: skip
+
+
 def test_iterated_synflow_never_removes_a_whole_layer_before_it_must() -> None:
     """Theorem 3 of Tanaka et al. 2020: at maximal compression every layer keeps a weight."""
     torch.manual_seed(0)

@@ -97,6 +97,24 @@ def test_nan_scores_are_refused_by_name() -> None:
         pai.select({"a": torch.ones(2), "b": torch.tensor([1.0, math.nan])}, sparsity=0.5)
 
 
+@pytest.mark.parametrize(
+    ("within", "says"),
+    [
+        ({"layr": torch.ones(4)}, r"within: 'layr' is in the mask and not .* did you mean 'layer'"),
+        ({}, "within: the mask has no 'layer'"),
+        ({"layer": torch.ones(5).bool()}, r"'layer' has shape \(5,\), the parameter has \(4,\)"),
+        ({"layer": torch.ones(4).byte()}, r"'layer' is torch\.uint8; masks are torch\.bool"),
+        ({"layer": torch.ones(4)}, r"'layer' is torch\.float32; masks are torch\.bool"),
+    ],
+)
+@pytest.mark.parametrize("scope", ["global", "erk"])
+def test_a_mask_that_is_none_of_these_weights_is_refused(
+    within: Any, says: str, scope: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        pai.select({"layer": torch.rand(4)}, sparsity=0.5, scope=scope, within=within)
+
+
 def test_unknown_scope_empty_scores_and_a_too_small_mask_are_refused() -> None:
     with pytest.raises(ValueError, match="did you mean 'layer'"):
         pai.select({"a": torch.ones(2)}, sparsity=0.5, scope="layers")
