@@ -121,15 +121,19 @@ class Connectivity:
     def _forward(self, mask: Mapping[str, Tensor]) -> tuple[dict[Node, Any], dict[Node, Any]]:
         nonzero: dict[Node, Any] = {}
         for name, node in self._parameters.items():
-            ones = torch.ones(self._shapes[name], device=self._device)
+            ones = self._ones(self._shapes[name])
             nonzero[node] = mask[name].to(ones) if name in mask else ones
-        everywhere = {n: torch.ones(s, device=self._device) for n, s in self._inputs.items()}
+        everywhere = {n: self._ones(shape) for n, shape in self._inputs.items()}
         nonzero, live = nonzero | everywhere, dict[Node, Any](everywhere)
         for node in self._nodes:
             if node.op != "call_function" or node in self._known:
                 continue
             if node.target is operator.getitem:
                 source, position = node.args
+                if position >= len(nonzero[source]):  # its rule knows the leading results only
+                    raise NotDefinedError(
+                        f"result {position} of {source.target} (positions of maxima) has no rule"
+                    )
                 nonzero[node] = nonzero[source][position]
                 if node in self._signals:
                     live[node] = live[source][position]
@@ -137,6 +141,9 @@ class Connectivity:
             with _applying_rule(node):
                 self._pass(node, nonzero, live)
         return nonzero, live
+
+    def _ones(self, shape: torch.Size) -> Tensor:
+        return torch.ones(shape, dtype=torch.float32, device=self._device)
 
     def _pass(self, node: Node, nonzero: dict[Node, Any], live: dict[Node, Any]) -> None:
         signals = self._operands(node, self._signals)

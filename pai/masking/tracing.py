@@ -8,9 +8,35 @@ from torch import Tensor, nn
 from torch.func import functional_call, functionalize
 from torch.fx import Graph
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from pai.errors import first_line
 from pai.masking.surrogates import NotDefinedError
+
+
+class _PadByIndex(TorchFunctionMode):
+    """Writes circular padding as a choice of entries; torch copies them into memory of its own."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.pad:
+            x, pad, mode = self._arguments(*args, **kwargs)
+            if mode == "circular":
+                for axis, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True), 1):
+                    size = x.shape[-axis]
+                    entries = torch.arange(-before, size + after, device=x.device) % size
+                    x = x.index_select(-axis, entries)
+                return x
+        return func(*args, **kwargs)
+
+    @staticmethod
+    def _arguments(
+        input: Tensor, pad: list[int], mode: str = "constant", value: Any = None
+    ) -> tuple[Tensor, list[int], str]:
+        return input, pad, mode
 
 
 @dataclass(frozen=True)
@@ -46,7 +72,8 @@ def trace(model: nn.Module, inputs: Tensor) -> Traced:
 
     def run(parameters_: list[Tensor], buffers_: list[Tensor], x: Tensor) -> Any:
         state = dict(zip([*parameters, *buffers], [*parameters_, *buffers_], strict=True))
-        return functional_call(model, state, (x,))
+        with _PadByIndex():
+            return functional_call(model, state, (x,))
 
     values = list(buffers.values())
     try:

@@ -50,9 +50,12 @@ def _connected(model: nn.Module, layer: nn.Module, keep: Tensor, inputs: Tensor)
         return torch.einsum("po,pi->oi", rows.double(), columns.double()) > 0
     assert isinstance(layer, nn.Conv2d)
     weight = torch.ones_like(keep, dtype=torch.float64, requires_grad=True)
+    seen_by, padding = varies[None].double(), layer.padding
+    if layer.padding_mode != "zeros":
+        around = layer._reversed_padding_repeated_twice
+        seen_by, padding = F.pad(seen_by, around, layer.padding_mode), (0, 0)
     out = F.conv2d(
-        varies[None].double(), weight, None, layer.stride, layer.padding, layer.dilation,
-        layer.groups,
+        seen_by, weight, None, layer.stride, padding, layer.dilation, layer.groups
     )  # fmt: skip
     (total,) = torch.autograd.grad((out * audible).sum(), weight)
     return total > 0.5

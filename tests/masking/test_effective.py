@@ -89,6 +89,14 @@ class PlainAttention(Attention):
         self.with_norm = False
 
 
+def circular() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 3, (3, 2), padding=(2, 1), padding_mode="circular"), nn.LeakyReLU(),
+        nn.Conv2d(3, 2, 3, padding="same", padding_mode="circular", stride=1), nn.LeakyReLU(),
+        nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"), nn.Flatten(), nn.Linear(50, 2),
+    )  # fmt: skip
+
+
 def perceptron() -> nn.Module:
     return nn.Sequential(
         nn.Linear(5, 7), nn.BatchNorm1d(7), nn.LeakyReLU(), nn.Linear(7, 6), nn.Softplus(),
@@ -121,7 +129,7 @@ def prepared(
     ("build", "shape", "density"),
     [
         (Branches, (2, 8, 8), 0.25), (SqueezeExcite, (2, 4, 4), 0.35), (Attention, (3, 3), 0.3),
-        (PlainAttention, (3, 3), 0.4), (perceptron, (5,), 0.25),
+        (PlainAttention, (3, 3), 0.4), (perceptron, (5,), 0.25), (circular, (2, 3, 4), 0.2),
     ],
 )  # fmt: skip
 def test_effective_weights_are_those_that_brute_force_finds(
@@ -236,6 +244,48 @@ def test_where_it_is_not_defined_the_reason_is_given(model: nn.Module, reason: s
     report = mask_report(model, mask, torch.zeros(1, 4))
     assert report["effective_sparsity"] is None and report["dead_layers"] == []
     assert report["effective_undefined"] is not None
+
+
+class Unpools(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(1, 2, 3, padding=1), nn.MaxPool2d(2, return_indices=True)
+        self.unpool, self.head = nn.MaxUnpool2d(2), nn.Linear(32, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.unpool(*self.pool(self.conv(x))).flatten(1))
+
+
+class Points(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 5, 3, padding=1), nn.Linear(80, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        return self.head((h * (h.max(1, keepdim=True)[1] > 2)).flatten(1))
+
+
+@pytest.mark.parametrize("build", [Unpools, Points])
+def test_where_a_maximum_is_has_no_rule(build: Callable[[], nn.Module]) -> None:
+    model, inputs = build(), torch.zeros(1, 1, 4, 4)
+    mask = dense_mask(pai.prunable_parameters(model, include_classifier=True))
+    report = mask_report(model, mask, inputs)
+    assert report["effective_sparsity"] is None
+    assert "result 1 of aten.max" in report["effective_undefined"]
+
+
+@pytest.mark.parametrize("build", [Branches, SqueezeExcite, Attention, circular])
+def test_the_default_type_of_torch_does_not_matter(build: Callable[[], nn.Module]) -> None:
+    shapes = {Branches: (2, 8, 8), SqueezeExcite: (2, 4, 4), Attention: (3, 3), circular: (2, 3, 4)}
+    model, mask, inputs = prepared(build, shapes[build], 0.3, 0)
+    expected = effective_kept(model, mask, inputs)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = effective_kept(model, mask, inputs)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(found[name], keep) for name, keep in expected.items())
 
 
 def test_the_layer_that_cuts_a_chain_is_named() -> None:
