@@ -220,6 +220,35 @@ def test_what_tracing_does_not_see_is_refused() -> None:
         pai.compact(TwoNames(), torch.zeros(1, 2, 4, 4))
 
 
+def test_a_linear_layer_on_a_sequence_is_refused() -> None:
+    """Its features are the last axis, and flattened in another order than channels."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    with pytest.raises(ValueError, match=r"compact: _0 is a Linear on .* shape \(1, 2, 3\)"):
+        pai.compact(model, torch.zeros(1, 2, 3))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # the older weight_norm
+@pytest.mark.parametrize(
+    "normed", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm], ids=["new", "old"]
+)
+def test_a_weight_that_is_made_of_others_is_refused(normed: Any) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), normed(nn.Linear(4, 2)))
+    with torch.no_grad():
+        model.get_parameter("0.weight")[1].zero_()
+    with pytest.raises(ValueError, match=r"compact: '2' makes its weight of other parameters"):
+        pai.compact(model, torch.zeros(1, 3))
+
+
+def test_outputs_that_differ_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        model.get_parameter("0.weight")[1] = model.get_parameter("0.bias")[1] = 0
+    assert pai.compact(model, torch.zeros(1, 3)).get_parameter("0.weight").shape == (3, 3)
+    model[0].register_forward_hook(lambda layer, args, out: out + torch.arange(out.shape[1]))
+    with pytest.raises(ValueError, match="the compacted network computes something else"):
+        pai.compact(model, torch.zeros(1, 3))
+
+
 def test_what_is_not_known_is_named() -> None:
     class Sorts(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

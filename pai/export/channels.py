@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from pai.state import scoring_mode
 
+AFFINE = (nn.Conv2d, nn.Linear)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _SAME_CHANNELS = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,
     nn.Hardswish, nn.Hardsigmoid, nn.Softplus, nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool2d,
@@ -94,7 +96,7 @@ class Channels:
             size = self.values[node].shape[1]
             self.axis[node] = Axis(size, fixed=True)
             self.live[node] = torch.ones(size, dtype=torch.bool)
-        elif isinstance(layer, nn.Conv2d | nn.Linear) and source is not None:
+        elif isinstance(layer, AFFINE) and source is not None:
             self._affine(node, layer, source)
             self._fix_if_shared(node, layer)
         elif source is not None and self._keeps_channels(node, layer):
@@ -102,7 +104,7 @@ class Channels:
             for operand in node.all_input_nodes[1:]:
                 self._merge(node, operand)
                 self.live[node] = self.live[node] | self.live[operand]
-            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            if isinstance(layer, NORMS):
                 self._fix_if_shared(node, layer)
         else:
             what = type(layer).__name__ if layer is not None else node.target
@@ -113,7 +115,7 @@ class Channels:
         if layer is not None:
             if isinstance(layer, nn.Flatten):
                 return layer.start_dim == 1 and layer.end_dim in (-1, before[0].ndim - 1)
-            return isinstance(layer, (*_SAME_CHANNELS, nn.BatchNorm1d, nn.BatchNorm2d))
+            return isinstance(layer, (*_SAME_CHANNELS, *NORMS))
         if node.target in FLATTENS:
             return bool(self.values[node].ndim == 2)
         if node.target in _MEANS:
@@ -124,6 +126,12 @@ class Channels:
         return node.target in _SAME_CHANNELS_FUNCTIONS
 
     def _affine(self, node: fx.Node, layer: nn.Conv2d | nn.Linear, source: fx.Node) -> None:
+        shape = tuple(self.values[source].shape)
+        if isinstance(layer, nn.Linear) and len(shape) != 2:
+            raise ValueError(
+                f"compact: {node.name} is a Linear on an input of shape {shape}; it knows those on "
+                f"[samples, features]"
+            )
         connected = self.connected(layer, source)
         if isinstance(layer, nn.Conv2d) and is_depthwise(layer):
             self.axis[node] = self.axis[source]
@@ -165,7 +173,7 @@ class Channels:
             for operand in node.all_input_nodes:
                 if node.op == "output":
                     needed[operand][:] = True
-                elif isinstance(layer, nn.Conv2d | nn.Linear):
+                elif isinstance(layer, AFFINE):
                     needed[operand] |= (self.connected(layer, operand) & needed[node][:, None]).any(
                         0
                     )

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from pai.errors import first_line
-from pai.export.channels import Channels, is_depthwise
+from pai.export.channels import AFFINE, NORMS, Channels, is_depthwise
 from pai.export.in_place import reuse_memory, rewire
 
-_LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)
+_LAYERS = (*AFFINE, *NORMS)
 
 
 class ConstantOutput(nn.Module):
@@ -71,7 +72,8 @@ def compact(model: nn.Module, example: Tensor) -> fx.GraphModule:
 
     Raises:
         ValueError: the network cannot be traced by ``torch.fx``, or tracing changes its results, or
-            it has an operation that compaction does not know; it is named.
+            it has an operation or a kind of weight that compaction does not know; it is named. Or
+            the compacted network gives another output for a random input.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
@@ -79,7 +81,13 @@ def compact(model: nn.Module, example: Tensor) -> fx.GraphModule:
         >>> compact(model, torch.zeros(1, 1, 8, 8)).get_submodule("0").out_channels
         2
     """
-    traced = _trace(model, example)
+    for name, layer in model.named_modules():
+        if isinstance(layer, _LAYERS) and "weight" not in layer._parameters:
+            raise ValueError(
+                f"compact: {name!r} makes its weight of other parameters, as weight_norm does; "
+                f"make it an ordinary one (torch.nn.utils.parametrize.remove_parametrizations)"
+            )
+    traced, noise, expected = _trace(model, example)
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     device = example.device
     channels = Channels(copy.deepcopy(traced).cpu().double(), example.cpu())
@@ -101,11 +109,32 @@ def compact(model: nn.Module, example: Tensor) -> fx.GraphModule:
     layers = [n for n, analysed in pairs.items() if isinstance(channels.layer(analysed), _LAYERS)]
     reuse_memory(traced, layers, values)
     traced.recompile()
-    return traced.eval()
+    _check_outputs(traced.eval(), noise, expected)
+    return traced
 
 
-def _trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
-    """Return the graph of a copy of ``model`` in eval mode; :func:`compact` says what it raises."""
+def _check_outputs(compacted: nn.Module, noise: Tensor, expected: Any) -> None:
+    """Raise ``ValueError`` if the outputs differ by more than rounding, relative to the largest."""
+    with torch.no_grad():
+        found = compacted(noise.clone())
+    largest = max(float(value.abs().nan_to_num().max()) for value in tree_leaves(expected))
+    close = torch.finfo(noise.dtype).eps ** 0.5
+    try:
+        torch.testing.assert_close(
+            found, expected, rtol=close, atol=close * largest, equal_nan=True
+        )
+    except AssertionError as error:
+        raise ValueError(
+            "compact: the compacted network computes something else; does a layer do more than its "
+            "type says, by a hook for instance?"
+        ) from error
+
+
+def _trace(model: nn.Module, example: Tensor) -> tuple[fx.GraphModule, Tensor, Any]:
+    """Return the graph of a copy of ``model`` in eval mode, a random input and the output for it.
+
+    :func:`compact` says what it raises.
+    """
     network = copy.deepcopy(model).eval()
     try:
         traced = fx.symbolic_trace(network)
@@ -123,7 +152,7 @@ def _trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
             "compact: the traced network computes something else; does it overwrite a tensor that "
             "has two names (x += y where another variable is x, too)?"
         ) from error
-    return traced
+    return traced, noise, expected
 
 
 def _replacement(channels: Channels, node: fx.Node) -> nn.Module | None:
@@ -137,7 +166,7 @@ def _replacement(channels: Channels, node: fx.Node) -> nn.Module | None:
     unchanged = bool(keep.all()) and bool(inputs.all())  # also grouped layers, those used twice
     if unchanged or not bool(keep.any()):  # or nothing uses it any more
         return None
-    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+    if isinstance(layer, NORMS):
         return _norm(layer, keep.repeat_interleave(layer.num_features // len(keep)))
     if isinstance(layer, nn.Conv2d) and is_depthwise(layer):
         return _depthwise(layer, keep)
