@@ -20,7 +20,6 @@ from torchvision import transforms
 import pai
 from pai.data.augment import RandomCropFlip
 from pai.data.bundle import DataBundle, Split
-from pai.library import load
 from pai.training.evaluate import evaluate
 from pai.training.loop import train
 from pai.training.lr_schedules import Constant, Cosine
@@ -39,13 +38,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "pai bfloat16": {"precision": "bfloat16"},
     "pai bfloat16, compile": {"precision": "bfloat16", "compile": True},
 }
-
-
-def make_model(name: str, num_classes: int, channels: int, device: torch.device) -> nn.Module:
-    """Return a model of ``conf/model`` with the weights of the global generator's state."""
-    builder = load("model", name)
-    model: nn.Module = builder(num_classes=num_classes, in_channels=channels)
-    return model.to(device)
 
 
 def make_mask(model: nn.Module, density: float = 0.1) -> dict[str, Tensor]:

@@ -15,9 +15,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from networks import build_network
 
 import pai
-from pai.library import load
+from pai.library import available
 from pai.objective import mean_gradient
 from pai.state import scoring_mode
 
@@ -39,7 +40,7 @@ def seconds(function: Callable[[], Any]) -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default="resnet20")
+    parser.add_argument("--model", default="resnet20", choices=available("model"))
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=1, help="measurements; the median counts")
     parser.add_argument("--only", default="", help="only scorers whose name contains this")
@@ -47,7 +48,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    model = load("model", arguments.model)(num_classes=10, in_channels=3).to(device)
+    model = build_network(arguments.model, num_classes=10, channels=3, size=32, device=device)
     x = torch.randn(arguments.samples, 3, 32, 32, device=device)
     batches = [(x, torch.arange(arguments.samples, device=device) % 10)]
     pai.warm_up_batchnorm(model, batches)

@@ -26,14 +26,15 @@ from typing import Any
 
 import torch
 from memory import MIB, with_peak
+from networks import build_network
 from peers import Matrix, Named, Row, peers
 from torch import nn
 
 import pai
-from pai.components import build
 from pai.curvature import curved_parameters
 from pai.library import available
 from pai.objective import mean_gradient
+from pai.reports.measures import relative_error
 from pai.state import scoring_mode
 
 _ESTIMATOR_OF: dict[Matrix, Any] = {
@@ -44,13 +45,8 @@ _ESTIMATOR_OF: dict[Matrix, Any] = {
 
 def problem(name: str, samples: int, size: int, device: torch.device) -> tuple[nn.Module, Any]:
     """Return a warmed-up CIFAR model and one batch of random images with ten classes."""
-    from omegaconf import OmegaConf
-
-    from pai.paths import config_folder
-
     torch.manual_seed(0)
-    node: Any = OmegaConf.to_container(OmegaConf.load(config_folder() / "model" / f"{name}.yaml"))
-    model: nn.Module = build("model", node)(num_classes=10, in_channels=3).to(device)
+    model = build_network(name, num_classes=10, channels=3, size=size, device=device)
     x = torch.randn(samples, 3, size, size, device=device)
     y = torch.arange(samples, device=device) % 10
     pai.warm_up_batchnorm(model, [(x, y)], statistics="population")
@@ -88,11 +84,13 @@ def truth(model: nn.Module, batches: Any, matrix: Matrix, temperature: float) ->
     return exact
 
 
-def relative_error(found: Named, exact: Named) -> float:
-    """Return ``||found - exact|| / ||exact||`` over all prunable weights."""
-    gap = sum(float((found[n].detach().double() - exact[n]).square().sum()) for n in exact)
-    norm = sum(float(value.square().sum()) for value in exact.values())
-    return (gap / norm) ** 0.5
+def error_of(found: Named, exact: Named) -> float:
+    """Return the relative L2 distance over all prunable weights."""
+    ours, theirs = (
+        torch.cat([values[name].detach().ravel().cpu() for name in exact]).numpy()
+        for values in (found, exact)
+    )
+    return relative_error(ours, theirs)
 
 
 @dataclass
@@ -160,8 +158,8 @@ def measure(
                 continue
             after, _, _ = timed(gradient_pass)
             line.ratios.append(spent / ((before + after) / 2))
-            line.errors.append(relative_error(found, exact[row.matrix, row.temperature]))
-            line.errors_to_ggn.append(relative_error(found, exact["gauss_newton", row.temperature]))
+            line.errors.append(error_of(found, exact[row.matrix, row.temperature]))
+            line.errors_to_ggn.append(error_of(found, exact["gauss_newton", row.temperature]))
             line.bytes.append(grown)
             print(f"  {row.name}: {spent:.1f} s, {', '.join(line.cells())}", file=sys.stderr)
             before = after

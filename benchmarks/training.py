@@ -7,8 +7,8 @@ The plain loop is in `benchmarks/loops.py`. pai's own loop (`MaskedStep`, `Meter
 batches) trains the same network at 90 % sparsity on the same images under several options. Each
 loop lives in a process of its own, pai's with the thread settings of the command ``pai``. Every
 round runs every loop for some seconds after a warmup, so that ratios compare work done under the
-same load; tables show medians over the rounds. The peak is that of a large float32 matrix product,
-measured in the same rounds.
+same load; tables show medians over the rounds. The peaks are those of a large matrix product in
+float32 and in bfloat16, measured in the same rounds.
 
 With ``--accuracy`` both loops train the same masked networks completely, with the same recipe and
 three seeds, on the digits or a folder of images.
@@ -35,13 +35,13 @@ from loops import (
     OPTIONS,
     Steps,
     make_mask,
-    make_model,
     pai_steps,
     plain_steps,
     random_bundle,
     train_pai,
     train_plain,
 )
+from networks import build_network
 from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
@@ -52,6 +52,12 @@ from pai.library import available, load
 from pai.training.masked import PrunedWeights
 
 PLAIN, DEFAULT = "plain loop, float32", "pai float32"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def network(name: str, device: torch.device) -> nn.Module:
+    """Return a model for the random images."""
+    return build_network(name, num_classes=10, channels=3, size=32, device=device)
 
 
 def synchronize(device: torch.device) -> None:
@@ -86,11 +92,16 @@ def seconds_of(work: Callable[[], Any], device: torch.device, repeats: int = 5) 
     return statistics.median(spent)
 
 
-def gemm_flops(device: torch.device) -> float:
-    """Return the FLOP/s of a large float32 matrix product."""
-    size = 2048 if device.type == "cpu" else 8192
-    a, b = (torch.randn(size, size, device=device) for _ in range(2))
+def gemm_flops(device: torch.device, dtype: torch.dtype, size: int = 0) -> float:
+    """Return the FLOP/s of a large matrix product."""
+    size = size or (2048 if device.type == "cpu" else 8192)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2 * size**3 / seconds_of(lambda: a @ b, device)
+
+
+def precision(name: str) -> str:
+    """Return the precision in which a loop computes."""
+    return str(OPTIONS.get(name, {}).get("precision", "float32"))
 
 
 def step_flops(model: nn.Module, device: torch.device) -> float:
@@ -132,7 +143,7 @@ class Loop:
 def serve(name: str, arguments: argparse.Namespace, device: torch.device) -> None:
     """Read seconds from the standard input, train that long, write images per second."""
     data, size = random_bundle(20 * arguments.batch_size), arguments.batch_size
-    model = make_model(arguments.model, 10, 3, device)
+    model = network(arguments.model, device)
     if name != PLAIN:
         steps = pai_steps(model, data.to(device), size, OPTIONS[name])
     for line in sys.stdin:
@@ -147,30 +158,41 @@ def compare(arguments: argparse.Namespace, device: torch.device) -> None:
     names = [PLAIN, *(name for name in OPTIONS if not any(word in name for word in skipped))]
     loops = {name: Loop(name, arguments) for name in names}
     speeds: dict[str, list[float]] = {name: [] for name in names}
-    peaks = []
+    peaks: dict[str, list[float]] = {name: [] for name in DTYPES}
     for _ in range(arguments.rounds):
-        peaks.append(gemm_flops(device))
+        for dtype, found in peaks.items():
+            found.append(gemm_flops(device, DTYPES[dtype]))
         for name, loop in loops.items():
             speeds[name].append(loop.speed(arguments.seconds))
     for loop in loops.values():
         loop.end()
-    model = make_model(arguments.model, 10, 3, device)
-    peak, per_image = statistics.median(peaks), step_flops(model, device)
-    print("| loop | images/s | ratio to the plain loop | GFLOP/s | share of the peak |")
-    print("|---|---|---|---|---|")
-    for name, found in speeds.items():
-        pairs = zip(found, speeds[PLAIN], strict=True)
-        ratio = statistics.median(mine / theirs for mine, theirs in pairs)
-        rate = statistics.median(found)
-        print(
-            f"| {name} | {rate:,.1f} | {ratio:.2f} | {rate * per_image / 1e9:,.0f} | "
-            f"{rate * per_image / peak:.0%} |"
-        )
-    print(f"\npeak {peak / 1e9:,.0f} GFLOP/s; {per_image / 1e9:.2f} GFLOPs per image and step")
+    model = network(arguments.model, device)
+    report_speeds(speeds, {name: statistics.median(p) for name, p in peaks.items()},
+                  step_flops(model, device))  # fmt: skip
     step_s = arguments.batch_size / statistics.median(speeds[DEFAULT])
     report_masking(model, step_s, device)
     data = random_bundle(20 * arguments.batch_size).to(device)
     report_profile(pai_steps(model, data, arguments.batch_size, OPTIONS[DEFAULT]), device)
+
+
+def report_speeds(
+    speeds: dict[str, list[float]], peaks: dict[str, float], per_image: float
+) -> None:
+    """Print images per second and shares of the peaks (FLOP/s), at ``per_image`` FLOPs each."""
+    shares = "share of the float32 peak | share of the peak of its precision"
+    print(f"| loop | images/s | ratio to the plain loop | GFLOP/s | {shares} |")
+    print("|---|---|---|---|---|---|")
+    for name, found in speeds.items():
+        pairs = zip(found, speeds[PLAIN], strict=True)
+        ratio = statistics.median(mine / theirs for mine, theirs in pairs)
+        rate = statistics.median(found)
+        flops = rate * per_image
+        print(
+            f"| {name} | {rate:,.1f} | {ratio:.2f} | {flops / 1e9:,.0f} | "
+            f"{flops / peaks['float32']:.0%} | {flops / peaks[precision(name)]:.0%} |"
+        )
+    told = ", ".join(f"{name} {peak / 1e9:,.0f}" for name, peak in peaks.items())
+    print(f"\npeak GFLOP/s: {told}; {per_image / 1e9:.2f} GFLOPs per image and step")
 
 
 def report_masking(model: nn.Module, step_s: float, device: torch.device) -> None:
@@ -218,13 +240,17 @@ def accuracies(arguments: argparse.Namespace, device: torch.device) -> None:
         data: DataBundle = load("dataset", "digits").load()
     else:
         data = load("dataset", "imagefolder", root=arguments.accuracy).load()
-    channels, size = data.train.images.shape[1], arguments.batch_size
+    channels, side = data.train.images.shape[1:3]
+    size = arguments.batch_size
     chosen = {"pai float32": {}, "pai bfloat16": OPTIONS["pai bfloat16"]}
     rows: dict[str, list[float]] = {"plain loop, float32": [], **{name: [] for name in chosen}}
     for seed in range(3):
         for name, found in rows.items():
             torch.manual_seed(seed)
-            model = make_model(arguments.model, data.num_classes, channels, device)
+            model = build_network(
+                arguments.model, num_classes=data.num_classes, channels=channels, size=side,
+                device=device,
+            )  # fmt: skip
             if name in chosen:
                 found.append(train_pai(model, data, arguments.epochs, size, seed, chosen[name]))
             else:

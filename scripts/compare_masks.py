@@ -8,18 +8,18 @@ stored their scores (``scoring.save_scores=true``). What the numbers mean: pai/r
 """
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from pai.masking.budgets import read_budget
 from pai.output import MASK_FILE, SCORES_FILE
 from pai.records import read_record, write_bytes_atomically
 from pai.reports.compare import MaskArrays, Pair, as_csv, compare, densities, markdown
+from pai.reports.extra import require
 from pai.reports.write import write_png
 
 
@@ -29,17 +29,11 @@ def read(path: Path) -> tuple[str, dict[str, Any], dict[str, Any] | None]:
     Raises:
         ValueError: there is no mask, or it cannot be read.
     """
-    file = path / MASK_FILE if path.is_dir() else path
-    if not file.is_file():
-        where = f"{path} holds no {MASK_FILE}" if path.is_dir() else f"{path} is not there"
-        raise ValueError(f"{where}; give run directories or mask files")
     try:
-        mask = load_file(file)
-    except SafetensorError as error:
-        raise ValueError(f"{file} is not a safetensors file: {error}") from error
-    for name, keep in mask.items():
-        if keep.dtype != bool:
-            raise ValueError(f"{file} is not a mask: {name!r} has type {keep.dtype}, not bool")
+        read_budget(path)  # can be read, and is a mask
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("scope: ")) from error
+    mask = load_file(path / MASK_FILE if path.is_dir() else path)
     record = read_record(path) if path.is_dir() else None
     stored = path / SCORES_FILE
     scores = load_file(stored) if path.is_dir() and stored.is_file() else None
@@ -102,8 +96,8 @@ def main() -> None:
     try:
         if len(arguments.runs) < 2:
             raise ValueError("give at least two runs")
-        if arguments.out is not None and importlib.util.find_spec("matplotlib") is None:
-            raise ValueError("--out: matplotlib is missing: it comes with pai's extra 'reports'")
+        if arguments.out is not None:
+            require("matplotlib")
         found = [read(path) for path in arguments.runs]
         told = differing([name for name, _, _ in found])
         names = [

@@ -14,7 +14,6 @@ order and probes, and a process of its own.
 
 import argparse
 import functools
-import importlib.util
 import json
 import multiprocessing
 import sys
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from estimator_study.measure import WARMUP_BATCH, dataset, run_seed
+from estimator_study.measure import WARMUP_BATCH, builder, dataset, run_seed
 from estimator_study.plan import Study, cell_file, cells
 from estimator_study.report import write_tables
 
@@ -32,19 +31,19 @@ from pai.environment import describe_environment
 from pai.errors import ConfigError, RunError
 from pai.library import available
 from pai.records import write_bytes_atomically
+from pai.reports.extra import require
 
 
 def begin(study: Study, out: Path) -> None:
     """Check everything that is cheap to check and write down what the study is.
 
     Raises:
-        ConfigError: the data are not there or too few, matplotlib is missing, or the folder holds
-            another study.
+        ConfigError: the data are not there or too few, the model is not for them, matplotlib is
+            missing, or the folder holds another study.
     """
     if study.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: torch sees no CUDA device; use --device cpu")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("matplotlib is missing: it comes with pai's extra 'reports'")
+    require("matplotlib")
     wanted = max(*study.sizes, study.samples_per_class) + study.reference_per_class
     smallest = dataset(study).check().smallest_class
     if wanted > smallest:
@@ -52,6 +51,7 @@ def begin(study: Study, out: Path) -> None:
             f"sizes and reference-per-class: {wanted} samples per class are needed, and the "
             f"smallest class has {smallest}"
         )
+    builder(study)
     (out / "cells").mkdir(parents=True, exist_ok=True)
     path, told = out / "study.json", json.loads(json.dumps(asdict(study)))
     if path.exists() and (stored := json.loads(path.read_text())["study"]) != told:

@@ -157,7 +157,7 @@ def test_without_matplotlib_nothing_is_started(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert str(refused(monkeypatch)).startswith("study error: matplotlib is missing")
+    assert str(refused(monkeypatch)).startswith("study error: matplotlib: not installed")
     assert list(tmp_path.iterdir()) == []
 
 

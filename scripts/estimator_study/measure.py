@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 import json
 import statistics
 import sys
@@ -19,6 +20,7 @@ import pai
 from estimator_study.plan import EXACT, Method, Setting, Study, base_setting, cell_file, cells
 from estimator_study.report import SPARSITIES, Cell
 from pai.data.bundle import Batches, DataBundle, Dataset
+from pai.errors import ConfigError
 from pai.library import load
 from pai.objective import mean_gradient
 from pai.records import write_bytes_atomically
@@ -50,16 +52,29 @@ def data_of(study: Study) -> DataBundle:
     return loaded
 
 
+def builder(study: Study) -> Callable[[], nn.Module]:
+    """Return what builds the network for the data.
+
+    Raises:
+        ConfigError: it is not for images, or not for these.
+    """
+    build: Callable[..., nn.Module] = load("model", study.model)
+    parameters = inspect.signature(build).parameters
+    try:
+        supplied = dataset(study).check().arguments(parameters)
+    except ValueError as error:
+        raise ConfigError(f"model: {study.model} {error}") from error
+    if not supplied.keys() <= parameters.keys():
+        raise ConfigError(f"model: {study.model} is not for images")
+    return functools.partial(build, **supplied)
+
+
 @functools.cache
 def network(study: Study, seed: int, warmup: str) -> nn.Module:
     """Return the initialised network after its warmup."""
     data = data_of(study)
-    channels = data.train.images.shape[1]
     with global_seed(seed, "initialization"):
-        model: nn.Module = load("model", study.model)(
-            num_classes=data.num_classes, in_channels=channels
-        )
-    model = model.to(study.device)
+        model = builder(study)().to(study.device)
     options = {} if warmup == "none" else {"num_batches": study.warmup_batches}
     load("warmup", warmup, **options)(model, data.warmup_batches(WARMUP_BATCH, seed))
     return model.eval()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from estimator_study.plan import WARMUPS
 from pai.records import write_bytes_atomically
 from pai.reports.measures import time_to_reach
 
@@ -14,7 +15,6 @@ Series = dict[str, dict[str, list[Cell]]]
 
 SPARSITIES = (0.9, 0.98)
 LEVELS = (1.0, 0.3, 0.1, 0.03)
-WARMUPS = ("none", "bn_stats", "bn_exact")
 IOUS = [f"IoU of {what}, {s:g}" for what in ("`h`", "`w^2 h / 2`") for s in SPARSITIES]
 
 
