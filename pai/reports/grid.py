@@ -112,7 +112,7 @@ class Grid:
 
     def column_label(self, column: Key) -> str:
         """Return ``sparsity 0.9`` or ``warmup none, sparsity 0.9``."""
-        return ", ".join(f"{_short(k)} {v}" for k, v in zip(self.layout.columns, column))
+        return ", ".join(f"{last_part(k)} {v}" for k, v in zip(self.layout.columns, column))
 
     @cached_property
     def bold(self) -> frozenset[tuple[Key, Key]]:
@@ -254,12 +254,12 @@ def _row(keys: tuple[str, ...], key: Key, runs: Iterable[Run]) -> Row:
                 for run in runs)  # fmt: skip
     shown = [str(baseline)] if baseline != NONE else []
     for name, value in values.items():
-        if name == "baseline" or (name == "scorer" and baseline != NONE and value == "magnitude"):
-            continue  # magnitude is what these baselines prune by
+        if name == "baseline" or (name == "scorer" and str(baseline).startswith(f"{value}_")):
+            continue  # magnitude_after_training names its scorer
         if name == keys[0] and not shown:
             shown.append(str(value))
         elif value != NONE:
-            shown.append(str(value) if isinstance(value, str) else f"{_short(name)} {value}")
+            shown.append(str(value) if isinstance(value, str) else f"{last_part(name)} {value}")
     return Row(key, ", ".join(shown), dense or baseline != NONE)
 
 
@@ -281,7 +281,8 @@ def _sorted_rows(
     return sorted(rows, key=order)
 
 
-def _short(key: str) -> str:
+def last_part(key: str) -> str:
+    """Return ``draws`` of ``scorer.draws``."""
     return key.rpartition(".")[2]
 
 

@@ -5,40 +5,37 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-CONFIDENCE = 0.95
+_TAIL = 0.025  # on either side of an interval with a confidence of 95 %
 _EXACT = 8  # numbers of seeds for which every resample is enumerated
 _RESAMPLES = 20_000
 _ROUNDING = 1e-12
 
 
-def lower_end(differences: Sequence[float], confidence: float = CONFIDENCE) -> float:
-    """Return the lower end of the percentile bootstrap interval of the mean of ``differences``.
+def lower_end(differences: Sequence[float]) -> float:
+    """Return the lower end of the 95 % percentile bootstrap interval of the mean of differences.
 
     With ``n <= 8`` values all ``n^n`` resamples are enumerated, so the result is exact: the
-    smallest resample mean ``m`` with ``P(mean <= m) >= (1 - confidence) / 2``. For more, 20,000
-    resamples of a fixed stream are drawn. Source: Efron 1979.
+    smallest resample mean ``m`` with ``P(mean <= m) >= 0.025``. For more, 20,000 resamples of a
+    fixed stream are drawn. Source: Efron 1979.
 
     For ``n = 3`` the smallest resample mean, three times the smallest difference, has probability
     1/27 > 2.5 %, so the lower end is the smallest difference itself; the same holds for ``n = 2``.
 
     Raises:
-        ValueError: fewer than two values, or a confidence outside (0, 1).
+        ValueError: fewer than two values.
     """
     if len(differences) < 2:
         raise ValueError(f"differences: at least two are needed, got {len(differences)}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
-    tail = (1 - confidence) / 2
     if len(differences) > _EXACT:
         import numpy as np
 
         stream = np.random.default_rng(0)
         drawn = stream.choice(np.asarray(differences), (_RESAMPLES, len(differences)))
-        return float(np.quantile(drawn.mean(axis=1), tail, method="inverted_cdf"))
+        return float(np.quantile(drawn.mean(axis=1), _TAIL, method="inverted_cdf"))
     reached, total = 0, len(differences) ** len(differences)
     for mean, ways in sorted(_resamples(differences)):
         reached += ways
-        if reached >= tail * total:
+        if reached >= _TAIL * total:
             return mean
     raise AssertionError("the ways add up to all resamples")
 

@@ -141,7 +141,7 @@ def test_scores_from_the_cache_count_with_the_time_of_the_run_that_computed_them
     grid = build_grid(collection, Layout())
     figure = time_figure(collection, grid)
     assert figure is not None
-    assert {row.label for row in grid.rows if row.reference} == {"none", "pretrain"}
+    assert {row.label for row in grid.rows if row.reference} == {"none", "pretrain, magnitude"}
     shown = {c.get_label(): c[0].get_xdata()[0] for c in figure.axes[0].containers}
     assert shown == {"hts": 8.0, "snip": 0.5}
     assert figure.get_supxlabel().endswith("filled elsewhere: fts")

@@ -189,6 +189,18 @@ def test_a_baseline_is_a_reference_row_of_its_own(tmp_path: Path) -> None:
     assert made.bold == {(("magnitude", "none"), (0.9,))}
 
 
+def test_the_row_of_a_baseline_names_its_scorer_once(tmp_path: Path) -> None:
+    after: dict[str, Any] = {
+        "choices": {"baseline": "pretrain"},
+        "config": {"baseline": {"_target_": "pai.baselines.Something", "epochs": 3}},
+    }
+    runs = [record(scorer, 0.9, 0, **after) for scorer in ("magnitude", "snip")]
+    made = grid(tmp_path, *runs, record("magnitude", 0.9, 0))
+    assert {row.label for row in made.rows} == {
+        "pretrain, magnitude", "pretrain, snip", "magnitude",
+    }  # fmt: skip
+
+
 def test_rows_are_ordered_by_the_columns_they_share(tmp_path: Path) -> None:
     made = grid(
         tmp_path,
