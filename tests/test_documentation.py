@@ -15,9 +15,10 @@ import pai
 from pai.components import build
 from pai.errors import ConfigError
 from pai.library import available
+from pai.output import SCORES_FILE
 from pai.plan import prepare
 from pai.prunable import prunable_parameters
-from pai.schema import GROUPS, check_config
+from pai.schema import GROUPS, Scoring, Seeds, TopLevel, check_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -154,9 +155,14 @@ def test_every_relative_link_leads_to_a_file_and_a_heading() -> None:
 
 def test_every_choice_is_listed() -> None:
     text = (ROOT / "docs/configuration.md").read_text()
-    listed = set(re.findall(r"[a-z_0-9]+", " ".join(re.findall(r"`([^`]*)`", text))))
+    listed = set(re.findall(r"[a-z_0-9.]+", " ".join(re.findall(r"`([^`]*)`", text))))
     for group in GROUPS:
         assert set(available(group)) <= listed, group
+    keys = {f"scoring.{key}" for key in Scoring.model_fields}
+    keys |= {f"seeds.{key}" for key in Seeds.model_fields}
+    assert keys <= listed
+    assert set(TopLevel.model_fields) - {*GROUPS, "scoring", "seeds"} <= listed
+    assert SCORES_FILE in listed
 
 
 def test_the_recipe_for_a_scorer_works_as_written(
