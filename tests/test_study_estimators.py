@@ -130,6 +130,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str | int | Non
     [
         (["--dataset-root", "nowhere"], "study error: dataset.root: nowhere is not a folder"),
         (["--sizes", "100", "--reference-per-class", "100"], "study error: sizes and reference"),
+        (["--model", "gpt"], "study error: model: gpt is not for images"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(
@@ -141,6 +142,14 @@ def test_a_mistake_is_told_in_one_line(
     assert told.startswith(message)
     assert "\n" not in told
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_asks_for_the_image_size_gets_it() -> None:
+    from estimator_study.measure import builder
+    from estimator_study.plan import Study
+
+    study = Study(None, "vit_cifar", 1, (1,), 1, 1, (1.0,), (1,), (1,))
+    assert builder(study)().eval()(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
 def test_numbers_out_of_range_are_refused(
