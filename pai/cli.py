@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pai.distributed import broadcast_object, is_main, launched, process_group, rank
@@ -29,7 +30,7 @@ def main() -> None:
     # Idle OpenMP threads spin for a moment and then sleep. By default they spin for long, which on
     # a machine with other work slows a small network many times over.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    if sys.argv[1:] == ["--version"]:  # Hydra would tell its own
+    if "--version" in sys.argv[1:]:  # Hydra would tell its own
         print(f"pai {__version__}")
         return
     register_resolvers()
@@ -37,8 +38,12 @@ def main() -> None:
         from pai.cache_command import main as cache
 
         sys.exit(cache(sys.argv[2:]))
-    with process_group():
-        code = _command(sys.argv[1:])
+    try:
+        with process_group():
+            code = _command(sys.argv[1:])
+    except KeyboardInterrupt:  # later ones are handled where there is something to keep
+        print("interrupted before anything was started", file=sys.stderr)
+        sys.exit(1)
     if not is_main():  # nothing is left to write; torch's threads can abort an ordinary exit
         sys.stdout.flush()
         sys.stderr.flush()
@@ -149,12 +154,25 @@ def _checked_jobs(arguments: argparse.Namespace) -> "tuple[list[Job], list[Plan]
     if arguments.multirun:
         check_launcher(jobs[0].launcher)
     plans = []
+    _check_own_directories(jobs)
     for job in jobs:
         plans.append(prepare(job.config))
         if is_main():
             setting = directory_setting(multirun=arguments.multirun)
             check_run_directory(job.run_dir, job.config, setting)
     return jobs, plans
+
+
+def _check_own_directories(jobs: "list[Job]") -> None:
+    """Raise :class:`ConfigError` if two different jobs of a sweep have one directory."""
+    by_folder: dict[Path, Job] = {}
+    for job in jobs:
+        first = by_folder.setdefault(job.run_dir, job)
+        if first.config != job.config:
+            raise ConfigError(
+                f"hydra.sweep.subdir: the jobs {first.name} and {job.name} would share the "
+                f"directory {job.run_dir}"
+            )
 
 
 def _hydra() -> None:

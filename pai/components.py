@@ -143,10 +143,15 @@ def _phrase(prefix: str, schema: type[BaseModel], fault: Any) -> str:
     if fault["type"] == "extra_forbidden":
         siblings = schema.model_fields
         for part in fault["loc"][:-1]:
-            siblings = getattr(siblings[str(part)].annotation, "model_fields", {})
+            kind = siblings[str(part)].annotation
+            kinds = [kind, *typing.get_args(kind)]  # of "X | None"
+            siblings = next((k.model_fields for k in kinds if hasattr(k, "model_fields")), {})
         names = [field.alias or name for name, field in siblings.items()]
         known = ", ".join(names) or "no option"
-        return f"{key}: unknown key{nearest(str(fault['loc'][-1]), names)} (known: {known})"
+        hint = nearest(str(fault["loc"][-1]), names)
+        if key == "experiment":
+            hint = "; the first line of that file must be '# @package _global_'"
+        return f"{key}: unknown key{hint} (known: {known})"
     if fault["type"] == "missing":
         return f"{key}: missing; give it a value"
     message = fault["msg"][0].lower() + fault["msg"][1:]

@@ -5,7 +5,6 @@ import functools
 import itertools
 import json
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,16 +17,19 @@ from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from pai.errors import ConfigError, first_line, nearest
+from pai.errors import ConfigError, first_line
+from pai.explain import explain
 from pai.paths import config_folder
 from pai.schema import GROUPS
 from pai.trust import check_search_path, hydra_faults
 
+_FAULTS = (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError)
 SCHEMA_WARNING = r"\s*'hydra/launcher/"
 """Hydra's, about files in ``conf/hydra/launcher`` that are named like those of its plugins."""
 
@@ -61,9 +63,12 @@ def opened(arguments: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
     folder = Path(arguments.config_path or config_folder()).resolve()
     overrides = list(arguments.overrides)
     if arguments.config_dir is not None:
-        extra = Path(arguments.config_dir).resolve()
+        extra = Path(arguments.config_dir).expanduser().resolve()
         if not extra.is_dir():
             raise ConfigError(f"--config-dir: {arguments.config_dir} is not a folder")
+        for file in sorted(extra.rglob("*.yaml")):
+            if (folder / file.relative_to(extra)).exists():  # Hydra would take that one
+                raise ConfigError(f"--config-dir: {file} is named like a file of pai; rename it")
         overrides.append(f"hydra.searchpath=[{quoted(f'file://{extra}')}]")
     name = arguments.config_name or "config"
     if not folder.is_dir():
@@ -166,13 +171,17 @@ def _parse(overrides: list[str]) -> list[Override]:
         except (OverrideParseException, HydraException) as error:
             raise ConfigError(
                 f"{override!r} cannot be parsed; overrides look like key=value, with quotes "
-                f"around values that contain spaces or commas ({first_line(error)})"
+                f"around values that contain spaces, commas or ~ ({first_line(error)})"
             ) from error
     return parsed
 
 
 def _check_sweeps(overrides: list[Override], *, multirun: bool) -> None:
+    idle, used = ("run", "sweep") if multirun else ("sweep", "run")
     for override in overrides:
+        if override.key_or_group == f"hydra.{idle}.dir":
+            says = "with" if multirun else "without"
+            raise ConfigError(f"hydra.{idle}.dir: has no effect {says} -m; use hydra.{used}.dir")
         if override.is_sweep_override() and not multirun:
             raise ConfigError(
                 f"{override.get_key_element()}: {override.get_value_string()!r} is several values; "
@@ -216,8 +225,8 @@ def _values(override: Override) -> list[str]:
 def _compose(name: str, overrides: list[str]) -> DictConfig:
     try:
         return compose(name, overrides=overrides, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(_explain(error, name, overrides)) from error
+    except _FAULTS as error:
+        raise ConfigError(explain(error, name, overrides)) from error
 
 
 def _job(composed: DictConfig, name: str, overrides: list[str], *, multirun: bool) -> Job:
@@ -232,8 +241,8 @@ def _job(composed: DictConfig, name: str, overrides: list[str], *, multirun: boo
         resolved: Any = OmegaConf.to_container(
             OmegaConf.masked_copy(composed, keys), resolve=True, throw_on_missing=True
         )
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(_explain(error, name, overrides)) from error
+    except _FAULTS as error:
+        raise ConfigError(explain(error, name, overrides)) from error
     key = os.environ.get("WANDB_API_KEY")
     if key and key in json.dumps([resolved, run_dir, sweep_dir, overrides], default=str):
         raise ConfigError(
@@ -245,53 +254,15 @@ def _job(composed: DictConfig, name: str, overrides: list[str], *, multirun: boo
 
 
 def _check_hydra(composed: DictConfig) -> None:
-    """Refuse what would make Hydra run code that nobody trusts, before Hydra sees it."""
+    """Refuse what would make Hydra run code that nobody trusts, before Hydra sees it; and ``~``."""
+    for place in ("run", "sweep"):
+        raw = str(composed.hydra[place]._get_node("dir"))
+        if raw.startswith("~"):
+            raise ConfigError(f"hydra.{place}.dir: {raw!r}: write the path without ~")
     node: Any = OmegaConf.to_container(composed.hydra, resolve=False)
     faults = hydra_faults(node)
     if faults:
         raise ConfigError("; ".join(faults))
-
-
-def _explain(error: Exception, name: str, overrides: list[str]) -> str:
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        options = list(error.options or [])
-        known = f" (available: {', '.join(options)})" if options else ""
-        return f"{group or 'config'}: {choice!r} is not a choice{nearest(choice, options)}{known}"
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key}: missing; give it a value"
-    cause = error.__cause__
-    key = getattr(cause, "full_key", None) or getattr(error, "full_key", None)
-    if key and "is not in struct" in str(cause):
-        siblings = _siblings(str(key), name, overrides)
-        last = str(key).rpartition(".")[2]
-        return f"{key}: unknown key{nearest(last, siblings)} (known: {', '.join(siblings)})"
-    absent = re.match(r"Could not override '([^']+)'. No match in the defaults list", str(error))
-    if absent:
-        group = absent[1]
-        return f"{group}: not part of the default configuration; add it with +{group}=NAME"
-    absent = re.match(r"Could not delete from config. '([^']+)' does not exist", str(error))
-    if absent:
-        last = absent[1].rpartition(".")[2]
-        return (
-            f"{absent[1]}: nothing to remove{nearest(last, _siblings(absent[1], name, overrides))}"
-        )
-    place = f"{key}: " if key else ""
-    detail = f" ({first_line(cause)})" if cause else ""
-    return f"{place}{first_line(error)}{detail}; the overrides were: {' '.join(overrides)}"
-
-
-def _siblings(key: str, name: str, overrides: list[str]) -> list[str]:
-    """Return the keys that exist beside ``key``, given the group choices of the command line."""
-    choices = [text for text in overrides if text.split("=")[0].lstrip("+") in GROUPS]
-    try:
-        node: Any = compose(name, overrides=choices)
-    except HydraException:  # a choice is at fault itself
-        return []
-    for part in key.split(".")[:-1]:
-        node = node.get(part) if isinstance(node, DictConfig) else None
-    found = list(node) if isinstance(node, DictConfig) else []
-    return [str(item) for item in found if not str(item).startswith("_")]
 
 
 def quoted(text: str) -> str:

@@ -21,9 +21,15 @@ class Stopped(KeyboardInterrupt):
 
 
 def nearest(word: str, choices: Iterable[object]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the choice most like ``word``, or an empty string."""
-    found = difflib.get_close_matches(str(word), [str(choice) for choice in choices], n=1)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    """Return ``"; did you mean 'x'?"`` for the choice most like ``word``, or an empty string.
+
+    Capitals do not count; a choice that begins with ``word`` is like it.
+    """
+    names, given = {str(choice).lower(): str(choice) for choice in choices}, str(word).lower()
+    found = difflib.get_close_matches(given, names, n=1)
+    if not found and given:
+        found = [name for name in names if name.startswith(given)]
+    return f"; did you mean {names[found[0]]!r}?" if found else ""
 
 
 def first_line(error: BaseException) -> str:

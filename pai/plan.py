@@ -81,7 +81,10 @@ def prepare(config: Mapping[str, Any]) -> Plan:
             f"training.mixup_alpha: mixup averages inputs, and those of {spec.task.data} are "
             f"numbers of {spec.task.predictions}; set it to 0"
         )
-    parts["scorer"].check_inputs(spec.inputs())
+    try:
+        parts["scorer"].check_inputs(spec.inputs())
+    except RuntimeError as error:
+        raise ConfigError(f"dataset: two {spec.says()} do not fit into memory") from error
     try:
         parts["scorer"].check_outputs(spec.outputs())
     except ValueError as error:

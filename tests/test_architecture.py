@@ -23,6 +23,7 @@ LAYERS = (
      "saliency", "prunable", "objective", "warmup", "tracking", "clock", "histogram"},
     {"components", "data", "curvature", "reports", "flops", "gpus"},
     {"schema", "library", "scorers", "masking", "training", "export", "launchers"},
+    {"explain"},
     {"compose", "plan", "output", "cache_command"},
     {"rounds", "scoring"},
     {"runner", "estimate"},
@@ -114,7 +115,7 @@ def test_records_need_the_standard_library_only() -> None:
 @pytest.mark.parametrize(
     ("packages", "users"),
     [
-        ({"hydra", "omegaconf"}, {"cli", "compose", "job", "library", "sweep"}),
+        ({"hydra", "omegaconf"}, {"cli", "compose", "explain", "job", "library", "sweep"}),
         ({"pydantic"}, {"components", "schema"}),
         ({"wandb"}, {"tracking"}),
         ({"PIL", "sklearn"}, {"data"}),

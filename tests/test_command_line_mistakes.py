@@ -19,6 +19,8 @@ UNKNOWN_CHOICES = [
     (["+experiment=no_such"], ["experiment", "'no_such'"]),
     (["hydra/launcher=slurm"], ["hydra/launcher", "'slurm'", "basic"]),
     (["--config-name", "confg"], ["'confg'"]),
+    (["scorer=SNIP"], ["scorer", "'SNIP'", "did you mean 'snip'?"]),
+    (["warmup=bn"], ["warmup", "'bn'", "did you mean 'bn_"]),
 ]
 NO_CHOICE = [
     ([f"{group}=null", "seed=3"], [group, "null"]) for group in ("dataset", "scorer", "logger")
@@ -47,6 +49,25 @@ TYPOS = [
     (["hydra.job.nmae=x"], ["hydra.job.nmae"]),
     (["+foo.bar.baz=3"], ["foo: unknown key"]),
     (["scorer@model=hts"], ["scorer@model"]),
+    (["epochs=3"], ["epochs: unknown key (given 3)", "did you mean training.epochs or "]),
+    (["training.lr=0.1"], ["training.lr: unknown key", "training.optimizer.lr?", "(given 0.1)"]),
+    (["training.num_probes=3"], ["training.num_probes:", "did you mean scorer.num_probes?"]),
+    (["+seeds.init=1"], ["seeds.init: unknown key", "initialization, data, probes"]),
+]
+PLACES = [
+    (["-m", "seed=0,1", "hydra.run.dir=x"], ["hydra.run.dir: has no effect with -m"]),
+    (["hydra.sweep.dir=x"], ["hydra.sweep.dir: has no effect without -m"]),
+    (["hydra.run.dir='~/x'"], ["hydra.run.dir: '~/x'", "without ~"]),
+    (["-m", "seed=0,1", "hydra.sweep.dir='~/x'"], ["hydra.sweep.dir: '~/x'", "without ~"]),
+    (["hydra.run.dir=~/x"], ["cannot be parsed", "spaces, commas or ~"]),
+    (
+        ["-m", "seed=0,1", "hydra.sweep.subdir=x"],
+        ["hydra.sweep.subdir: the jobs seed=0 and seed=1 would share the directory"],
+    ),
+    (
+        ["-m", "scorer=snip,magnitude", "hydra.sweep.subdir=${seed}"],
+        ["hydra.sweep.subdir", "scorer=snip", "scorer=magnitude"],
+    ),
 ]
 MISSING = [
     (["~sparsity"], ["sparsity: missing"]),
@@ -150,6 +171,7 @@ WRONG_KINDS = [
 CANNOT_SWEEP = [(["-m", "sparsity=interval(0.1,0.9)"], ["sparsity", "interval(0.1,0.9)"])]
 ALL = [
     *UNKNOWN_CHOICES, *NO_CHOICE, *TYPOS, *MISSING, *SYNTAX, *VALUES, *WRONG_KINDS, *CANNOT_SWEEP,
+    *PLACES,
 ]  # fmt: skip
 
 
@@ -185,3 +207,27 @@ def test_the_parser_never_exits_by_itself() -> None:
 
 def test_flags_may_stand_after_overrides() -> None:
     assert _parse(["seed=0,1", "-m"]).multirun
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("scorer/broken.yaml", "saliency: [1", ["YAML", "broken.yaml", "line 1"]),
+        ("scorer/snip.yaml", "_target_: x", ["--config-dir", "snip.yaml", "named like a file"]),
+        ("experiment/plain.yaml", "seed: 1", ["experiment", "# @package _global_"]),
+    ],
+)
+def test_files_of_the_users_own_that_cannot_be_used(
+    name: str, content: str, words: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text(content)
+    group, choice = name.removesuffix(".yaml").split("/")
+    plus = "+" if group == "experiment" else ""
+    with pytest.raises(ConfigError) as caught:
+        check("--config-dir", str(tmp_path), f"{plus}{group}={choice}")
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_jobs_that_are_the_same_may_share_a_directory() -> None:
+    check("-m", "seed=0,0")

@@ -60,8 +60,7 @@ def curvature_diagonal(
         One tensor per parameter, in its shape: the mean over samples.
 
     Raises:
-        ValueError: an unknown estimator or option, an option out of range, no batch, or batches
-            that can be read only once.
+        ValueError: an unknown estimator, option or value of one; no batch, or only once readable.
         RunError: memory does not suffice for a single sample.
 
     Example:

@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pai.curvature.convolution import FastSecondDerivatives
 from pai.curvature.estimate import Estimate
 from pai.memory import samples_at_once
 from pai.objective import (
@@ -145,7 +146,8 @@ class _Chunk:
 
     def hessian_product(self) -> Product:
         """Return ``v -> H v``, from one gradient pass that keeps its graph."""
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
+        # the fused attention kernels have no second derivative
+        with sdpa_kernel(SDPBackend.MATH), FastSecondDerivatives():
             loss = self.loss(self.model(self.inputs))
         first = gradients(loss, self.parameters, create_graph=True)
         live = {name: g for name, g in first.items() if g.requires_grad}

@@ -19,7 +19,8 @@ from pai.cache import cached
 from pai.errors import RunError
 from pai.processors import cores
 
-_VERSION = 1  # of the pixels that decode_square makes of a file: to be raised when they change
+_SIXTEEN_BITS = ("PNG", "PPM")  # formats whose mode "I" holds 16-bit numbers
+_VERSION = 2  # of the pixels that decode_square makes of a file: to be raised when they change
 _CHUNK = 256
 _UNREADABLE = (
     UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError,
@@ -115,6 +116,9 @@ def _unreadable(path: str, error: BaseException) -> RunError:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or (image.mode == "I" and image.format not in _SIXTEEN_BITS):
+        kind = "real" if image.mode == "F" else "32-bit"
+        raise ValueError(f"its pixels are {kind} numbers, whose range is not known; use 8 bits")
     if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip to white
         image = Image.fromarray((np.asarray(image) / 256).clip(0, 255).astype(np.uint8))
     if "transparency" in image.info:

@@ -80,18 +80,28 @@ def list_class_folders(root: str) -> ClassFolders:
     """List all image files below ``root``.
 
     Raises:
-        ConfigError: a folder is missing or empty, or the parts have different classes.
+        ConfigError: a folder is missing, empty or cannot be read, or the parts have different
+            classes.
     """
+    try:
+        return _list(root)
+    except OSError as error:
+        raise ConfigError(
+            f"dataset.root: {error.filename} cannot be read: {error.strerror}"
+        ) from error
+
+
+def _list(root: str) -> ClassFolders:
     base = Path(root).expanduser()
     if not base.is_dir():
         raise ConfigError(f"dataset.root: {root} is not a folder; give one with train/")
     own_test = (base / "test").is_dir()
     own_val = own_test and (base / "val").is_dir()
     test = base / ("test" if own_test else "val")
-    for folder in (base / "train", test):
+    for folder, missing in ((base / "train", "train/"), (test, "test/ or val/")):
         if not folder.is_dir():
             raise ConfigError(
-                f"dataset.root: {root} has no folder {folder.name}/; "
+                f"dataset.root: {root} has no folder {missing}; "
                 f"train/<class>/* and test/<class>/* (or val/<class>/*) are needed"
             )
     train = _list_part(base / "train")
@@ -109,11 +119,14 @@ def list_class_folders(root: str) -> ClassFolders:
 
 def images_in(folder: Path) -> list[str]:
     """Return the names of the image files in ``folder``, sorted; hidden files are left out."""
-    return sorted(
-        name
-        for name in os.listdir(folder)  # noqa: PTH208  (there may be millions)
-        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-    )
+    with os.scandir(folder) as entries:  # there may be millions
+        return sorted(
+            entry.name
+            for entry in entries
+            if entry.name.lower().endswith(SUFFIXES)
+            and not entry.name.startswith(".")
+            and entry.is_file()
+        )
 
 
 def _list_part(folder: Path) -> Listing:

@@ -52,7 +52,7 @@ def summarise(record: Mapping[str, Any], run_dir: Path) -> str:
         )
     parts = ", ".join(
         f"{key} {times[key]:.1f}"
-        for key in ("data", "warmup", "pretrain", "score", "mask", "train")
+        for key in ("data", "warmup", "pretrain", "score", "mask", "report", "train")
         if key in times
     )
     lines.append(f"seconds    {times['total']:.1f} in all: {parts}")

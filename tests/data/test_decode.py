@@ -73,6 +73,20 @@ def test_cmyk_is_converted(tmp_path: Path) -> None:
     assert decode(path).flatten(1).unique(dim=1).flatten().tolist() == [0, 255, 255]
 
 
+@pytest.mark.parametrize(
+    ("pixels", "kind"),
+    [(np.full((4, 6), 0.5, np.float32), "real"), (np.full((4, 6), 200, np.int32), "32-bit")],
+    ids=["real", "32 bits"],
+)
+def test_numbers_of_unknown_range_are_refused(
+    pixels: "np.typing.NDArray[Any]", kind: str, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "image.tif")
+    Image.fromarray(pixels).save(path)
+    with pytest.raises(RunError, match=rf"image.tif: its pixels are {kind} numbers"):
+        decode(path)
+
+
 def test_many_files_keep_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_CHUNK", 3)
     paths = []

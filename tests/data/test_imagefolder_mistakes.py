@@ -1,9 +1,13 @@
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
+from tiny import check
 
 from pai.data.imagefolder import ImageFolder
 from pai.errors import ConfigError, RunError
@@ -40,7 +44,7 @@ def empty_class(split: str) -> Callable[[Path], None]:
 MISTAKES = {
     "missing root": (remove(), "is not a folder"),
     "missing train": (remove("train"), "no folder train/"),
-    "missing test and val": (remove("test"), r"no folder .*val/"),
+    "missing test and val": (remove("test"), r"no folder test/ or val/"),
     "one class": (remove("train", "bees"), r"1 class folders.*at least two"),
     "class missing in test": (remove("test", "bees"), "'bees' is in only one"),
     "class only in test": (add_class("test"), "'cats' is in only one"),
@@ -112,3 +116,28 @@ def test_an_image_too_large_to_decode_safely_is_a_failure_that_names_the_path(
     Image.new("RGB", (50, 50)).save(root / "train" / "ants" / f"{number}.png")
     with pytest.raises(RunError, match=rf"cannot decode image .*train.ants.{number}\.png"):
         ImageFolder(str(root)).load()
+
+
+def test_only_files_are_images(root: Path) -> None:
+    os.mkfifo(root / "train" / "ants" / "pipe.png")  # reading it would wait for ever
+    (root / "train" / "ants" / "folder.png").mkdir()
+    data = ImageFolder(str(root)).load()
+    assert len(data.train) + len(data.val) == 6
+
+
+def test_a_folder_that_cannot_be_read_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def refused(path: Path) -> Any:  # as for a user without permission; tests may run as root
+        if Path(path).name == "bees":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(ConfigError, match=r"dataset.root: .*train/bees cannot be read: Permission"):
+        ImageFolder(str(root)).check()
+
+
+def test_images_larger_than_memory_are_a_mistake() -> None:
+    with pytest.raises(ConfigError, match=r"dataset: two images of .*image_size.* memory"):
+        check("dataset.image_size=4000000", "dataset=digits")

@@ -1,0 +1,91 @@
+"""Why a configuration could not be composed, in one line."""
+
+import re
+from typing import Any
+
+from hydra import compose
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig
+from omegaconf.errors import MissingMandatoryValue
+from yaml import YAMLError
+
+from pai.errors import first_line, nearest
+from pai.schema import GROUPS
+
+
+def explain(  # noqa: PLR0911  (one for each kind of error)
+    error: Exception, name: str, overrides: list[str]
+) -> str:
+    """Return in one line what is wrong: the key, the value, the nearest valid choice.
+
+    Args:
+        error: of Hydra, OmegaConf or the YAML parser.
+        name: of the primary configuration.
+        overrides: of the command line.
+    """
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        options = list(error.options or [])
+        known = f" (available: {', '.join(options)})" if options else ""
+        return f"{group or 'config'}: {choice!r} is not a choice{nearest(choice, options)}{known}"
+    if isinstance(error, YAMLError | OSError):
+        return f"a YAML file cannot be read: {' '.join(str(error).split())}"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}: missing; give it a value"
+    cause = error.__cause__
+    key = getattr(cause, "full_key", None) or getattr(error, "full_key", None)
+    if key and "is not in struct" in str(cause):
+        return _unknown(str(key), name, overrides)
+    absent = re.match(r"Could not override '([^']+)'. No match in the defaults list", str(error))
+    if absent:
+        group = absent[1]
+        return f"{group}: not part of the default configuration; add it with +{group}=NAME"
+    absent = re.match(r"Could not delete from config. '([^']+)' does not exist", str(error))
+    if absent:
+        last = absent[1].rpartition(".")[2]
+        return (
+            f"{absent[1]}: nothing to remove{nearest(last, _siblings(absent[1], name, overrides))}"
+        )
+    place = f"{key}: " if key else ""
+    detail = f" ({first_line(cause)})" if cause else ""
+    return f"{place}{first_line(error)}{detail}; the overrides were: {' '.join(overrides)}"
+
+
+def _unknown(key: str, name: str, overrides: list[str]) -> str:
+    siblings, last = _siblings(key, name, overrides), key.rpartition(".")[2]
+    elsewhere = [path for path in _paths(_composed(name, overrides)) if path.endswith(f".{last}")]
+    hint = f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else nearest(last, siblings)
+    prefix = f"{key}="
+    given = [o.lstrip("+")[len(prefix) :] for o in overrides if o.lstrip("+").startswith(prefix)]
+    says = f" (given {given[-1]})" if given else ""
+    return f"{key}: unknown key{says}{hint} (known: {', '.join(siblings)})"
+
+
+def _siblings(key: str, name: str, overrides: list[str]) -> list[str]:
+    """Return the keys that exist beside ``key``, given the group choices of the command line."""
+    node: Any = _composed(name, overrides)
+    for part in key.split(".")[:-1]:
+        node = node.get(part) if isinstance(node, DictConfig) else None
+    found = list(node) if isinstance(node, DictConfig) else []
+    return [str(item) for item in found if not str(item).startswith("_")]
+
+
+def _composed(name: str, overrides: list[str]) -> DictConfig:
+    """Return the configuration of the choices alone; empty if one of them is at fault itself."""
+    choices = [text for text in overrides if text.split("=")[0].lstrip("+") in GROUPS]
+    try:
+        return compose(name, overrides=choices)
+    except (HydraException, YAMLError, OSError):
+        return DictConfig({})
+
+
+def _paths(node: DictConfig, prefix: str = "") -> list[str]:
+    """Return the dotted keys of all leaves."""
+    found = []
+    for key in map(str, node):
+        value = node._get_node(key)
+        if isinstance(value, DictConfig):
+            found += _paths(value, f"{prefix}{key}.")
+        else:
+            found.append(f"{prefix}{key}")
+    return found
