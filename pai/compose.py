@@ -67,18 +67,32 @@ def opened(arguments: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
         if not extra.is_dir():
             raise ConfigError(f"--config-dir: {arguments.config_dir} is not a folder")
         for file in sorted(extra.rglob("*.yaml")):
-            if (folder / file.relative_to(extra)).exists():  # Hydra would take that one
+            own = folder / file.relative_to(extra)
+            if own.exists() and own.read_bytes() != file.read_bytes():  # Hydra would take `own`
                 raise ConfigError(f"--config-dir: {file} is named like a file of pai; rename it")
         overrides.append(f"hydra.searchpath=[{quoted(f'file://{extra}')}]")
     name = arguments.config_name or "config"
     if not folder.is_dir():
         raise ConfigError(f"--config-path: {arguments.config_path} is not a folder")
+    if arguments.config_path is not None and (folder / f"{name}.yaml").exists():
+        _check_primary(folder / f"{name}.yaml")
     with (
         initialize_config_dir(str(folder), version_base="1.3", job_name="pai"),
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", message=SCHEMA_WARNING)
         yield name, overrides
+
+
+def _check_primary(path: Path) -> None:
+    """Refuse a search path in the primary file before Hydra follows it."""
+    try:
+        node: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except _FAULTS as error:
+        raise ConfigError(explain(error, path.stem, [])) from error
+    settings = node.get("hydra") if isinstance(node, dict) else None
+    if isinstance(settings, dict) and settings.get("searchpath"):
+        check_search_path(str(settings["searchpath"]))
 
 
 def compose_jobs(arguments: argparse.Namespace) -> list[Job]:

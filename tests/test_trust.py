@@ -102,6 +102,19 @@ def test_a_search_path_imports_no_package(setting: str, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["evil_package"]
 
 
+def test_the_primary_file_of_somebody_else_imports_none_either(tmp_path: Path) -> None:
+    (tmp_path / "evil_package").mkdir()
+    (tmp_path / "evil_package" / "__init__.py").write_text("open('was-here', 'w').close()")
+    (tmp_path / "conf").mkdir()
+    settings = {"hydra": {"searchpath": ["pkg://evil_package"]}}
+    (tmp_path / "conf" / "config.yaml").write_text(yaml.safe_dump(settings))
+    path = f"{tmp_path}:{CHECKOUT}"
+    done = python("-m", "pai", "--config-path", "conf", cwd=tmp_path, PYTHONPATH=path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("config error: hydra.searchpath: pkg:// is not for folders; ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["conf", "evil_package"]
+
+
 def test_a_search_path_may_name_folders(tmp_path: Path) -> None:
     for folder in (tmp_path / "a", tmp_path / "b"):
         (folder / "scorer").mkdir(parents=True)

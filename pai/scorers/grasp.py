@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pai.curvature.convolution import FastSecondDerivatives
 from pai.memory import chunks
 from pai.objective import (
     SECOND_ORDER_COPIES,
@@ -20,6 +21,7 @@ from pai.objective import (
     gradients,
     mean_gradient,
     mean_loss,
+    zero_sums,
 )
 from pai.parallel import add_up, require_samples
 from pai.scorers.base import Scorer
@@ -77,14 +79,15 @@ class Grasp(Scorer):
         self, model: nn.Module, batches: Batches, parameters: Mapping[str, nn.Parameter],
         loss_fn: LossFn | None, vector: Named,
     ) -> Named:  # fmt: skip
-        total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        total = zero_sums(parameters)
         samples = 0
         whole = self.train_batchnorm
         with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
             for inputs, targets in (
                 batches if whole else chunks(model, batches, copies=SECOND_ORDER_COPIES)
             ):
-                loss = mean_loss(model(inputs), targets, loss_fn, self.temperature)
+                with FastSecondDerivatives():
+                    loss = mean_loss(model(inputs), targets, loss_fn, self.temperature)
                 slope = gradients(loss, parameters, create_graph=True)
                 samples += len(targets)
                 inner = torch.stack([(slope[n] * vector[n]).sum() for n in parameters]).sum()
