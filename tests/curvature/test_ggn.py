@@ -3,9 +3,10 @@ import torch
 from cases import CASES
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import pai
-from pai.curvature.ggn import cholesky_columns
+from pai.curvature.ggn import ExactGGN, cholesky_columns
 
 logits = st.lists(st.floats(-800, 800), min_size=2, max_size=8)
 
@@ -39,3 +40,32 @@ def test_many_classes_are_refused_with_a_way_out_and_can_be_forced() -> None:
     pai.curvature_diagonal(model, [(x, y)], estimator="exact_ggn", max_classes=3)
     with pytest.raises(ValueError, match="max_classes must be at least 2"):
         pai.load_scorer("gp", max_classes=1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "most", "message"),
+    [
+        ((2, 10), 10, None), ((2, 11), 10, r"per class, and there are 11;"),
+        ((2, 5, 2), 10, None), ((2, 5, 3), 10, r"per class and position, and there are 5 x 3;"),
+        ((2, 6, 2), 10, r"per class and position, and there are 6 x 2;"),
+        ((2, 2, 2, 3), 11, r"per class and position, and there are 2 x 6;"),
+    ],
+)  # fmt: skip
+def test_the_limit_counts_backward_passes(
+    shape: tuple[int, ...], most: int, message: str | None
+) -> None:
+    estimator = ExactGGN(max_classes=most)
+    if message is None:
+        estimator.check_outputs(shape)
+        return
+    with pytest.raises(ValueError, match=message):
+        estimator.check_outputs(shape)
+
+
+def test_another_loss_is_refused_by_name() -> None:
+    batches = [(torch.randn(2, 3), torch.tensor([0, 1]))]
+    with pytest.raises(ValueError, match=r"^exact_ggn assumes cross-entropy"):
+        pai.curvature_diagonal(
+            nn.Linear(3, 2), batches, "exact_ggn", loss_fn=nn.MSELoss(),
+            parameters={"weight": nn.Linear(3, 2).weight},
+        )  # fmt: skip

@@ -146,6 +146,17 @@ class SingleImages(nn.Module):
         return self.head(torch.stack([torch.tanh(self.conv(image)).mean((1, 2)) for image in x]))
 
 
+class SharedConvolution(nn.Module):
+    """One convolution with stride and padding, used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 2, 3, stride=2, padding=1), nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.conv(torch.tanh(self.conv(x)))).mean((2, 3)))
+
+
 def nothing_in_the_first_samples(dead: int) -> Callable[[], Problem]:
     def problem() -> Problem:
         model, x, y = case_named("sequence_first").problem()
@@ -170,6 +181,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "frozen": lambda: (Frozen(), torch.randn(N, 4), labels()),
     "latent": lambda: (Latent(), torch.randn(N, 4), labels()),
     "single images": lambda: (SingleImages(), torch.randn(N, 2, 4, 4), labels()),
+    "shared convolution": lambda: (SharedConvolution(), torch.randn(N, 2, 6, 6), labels()),
     "nothing in the first sample": nothing_in_the_first_samples(1),
     "nothing in the first five": nothing_in_the_first_samples(5),
 }
