@@ -63,9 +63,7 @@ def test_the_limit_counts_backward_passes(
 
 
 def test_another_loss_is_refused_by_name() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
     batches = [(torch.randn(2, 3), torch.tensor([0, 1]))]
     with pytest.raises(ValueError, match=r"^exact_ggn assumes cross-entropy"):
-        pai.curvature_diagonal(
-            nn.Linear(3, 2), batches, "exact_ggn", loss_fn=nn.MSELoss(),
-            parameters={"weight": nn.Linear(3, 2).weight},
-        )  # fmt: skip
+        pai.curvature_diagonal(model, batches, "exact_ggn", loss_fn=nn.MSELoss())
