@@ -192,10 +192,11 @@ def _parse(overrides: list[str]) -> list[Override]:
 
 def _check_sweeps(overrides: list[Override], *, multirun: bool) -> None:
     idle, used = ("run", "sweep") if multirun else ("sweep", "run")
+    given = {override.key_or_group for override in overrides}
+    if f"hydra.{idle}.dir" in given and f"hydra.{used}.dir" not in given:
+        says = "with" if multirun else "without"
+        raise ConfigError(f"hydra.{idle}.dir: has no effect {says} -m; use hydra.{used}.dir")
     for override in overrides:
-        if override.key_or_group == f"hydra.{idle}.dir":
-            says = "with" if multirun else "without"
-            raise ConfigError(f"hydra.{idle}.dir: has no effect {says} -m; use hydra.{used}.dir")
         if override.is_sweep_override() and not multirun:
             raise ConfigError(
                 f"{override.get_key_element()}: {override.get_value_string()!r} is several values; "

@@ -231,3 +231,8 @@ def test_files_of_the_users_own_that_cannot_be_used(
 
 def test_jobs_that_are_the_same_may_share_a_directory() -> None:
     check("-m", "seed=0,0")
+
+
+@pytest.mark.parametrize("more", [["-m"], []])
+def test_a_command_may_say_both_directories(more: list[str], tmp_path: Path) -> None:
+    check(*more, f"hydra.run.dir={tmp_path}/a", f"hydra.sweep.dir={tmp_path}/b")

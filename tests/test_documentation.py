@@ -100,7 +100,8 @@ def first_job(command: str, replaced: dict[str, str]) -> list[str]:
     sweep = any(word in ("-m", "--multirun") for word in chosen)
     options = ("-m", "--dry-run")
     none = ["hydra.sweeper.params=null"] if sweep else []
-    return [word for word in chosen if word not in options] + none
+    kept = [word for word in chosen if not word.startswith("hydra.sweep.dir=")]
+    return [word for word in kept if word not in options] + none
 
 
 def test_every_command_of_the_documentation_composes(tmp_path: Path) -> None:
