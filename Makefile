@@ -95,8 +95,10 @@ define comparison
 	@$(SWEEPS) $(1) $(2)/no_warmup "warmup=none $(3)" --
 	@$(SWEEPS) $(1) $(2)/grasp "scorer=grasp sanity=invert" -- --rows scorer,sanity
 endef
+comma := ,
+WITHOUT_WARMUP := $(subst $() ,$(comma),scorer=snip grasp synflow fp fts hp hts gp gts mp)
 evidence: $(STAMP)  ## The paper's comparison on CIFAR-10 at a size for 2 cores; OPTIONS="dataset.root=DIR"
-	$(call comparison,evidence_cpu,runs/evidence,sparsity=0.98)
+	$(call comparison,evidence_cpu,runs/evidence,$(WITHOUT_WARMUP))
 
 evidence-gpu: $(STAMP)  ## The same with ResNet-18 on a GPU; OPTIONS="dataset.root=DIR ..."
 	$(call comparison,evidence_gpu,runs/evidence_gpu)
