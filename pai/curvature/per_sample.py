@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from pai.curvature.recording import Sums, recording
 from pai.memory import chunks
@@ -21,7 +21,7 @@ from pai.objective import Batches
 from pai.parallel import add_up
 
 COPIES = 2.0  # peak memory in units of a plain backward pass
-_TRIALS = 3  # samples on which a rule is compared with autograd at a time
+_TRIALS = 2  # samples on which a rule is compared with autograd at a time
 _AGREEMENT = 1e-3  # relative difference to autograd above which a rule is not trusted
 
 Pullbacks = Callable[[Tensor, Tensor], Iterator[Tensor]]
@@ -160,21 +160,28 @@ class Trial:
         return False
 
 
-class _Selection(TorchDispatchMode):
+_SELECTIONS = (
+    torch.nonzero, Tensor.nonzero, torch.argwhere, Tensor.argwhere, torch.masked_select,
+    Tensor.masked_select, torch.unique, Tensor.unique,
+)  # fmt: skip
+
+
+class _Selection(TorchFunctionMode):
     """Notices operations the shape of whose result depends on the numbers they are given."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen = False
 
-    def __torch_dispatch__(
+    def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if torch.Tag.dynamic_output_shape in func.tags:
-            by_number = func is torch.ops.aten.index.Tensor and not any(
-                index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
-            )
-            self.seen = self.seen or not by_number
+        if func in _SELECTIONS or (func is torch.where and len(args) == 1):
+            self.seen = True
+        if func is Tensor.__getitem__:
+            index = args[1] if isinstance(args[1], tuple | list) else [args[1]]
+            kinds = [part.dtype for part in index if isinstance(part, Tensor)]
+            self.seen = self.seen or torch.bool in kinds or torch.uint8 in kinds
         return func(*args, **(kwargs or {}))
 
 

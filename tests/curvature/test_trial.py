@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pai
+from pai.curvature.per_sample import _selects_by_data
 
 Problem = tuple[nn.Module, Tensor, Tensor]
 N = 6
@@ -230,6 +231,25 @@ def test_empty_batches_change_nothing(estimator: str, place: int) -> None:
     batches.insert(place, (x[:0], y[:0]))
     options |= {"generator": torch.Generator().manual_seed(0)} if "generator" in options else {}
     assert torch.equal(diagonal(model, batches, **options), whole)
+
+
+@pytest.mark.parametrize(
+    ("select", "selects"),
+    [
+        (lambda x: x[x > 0], True), (lambda x: x[(x[:, 0] > 0), 1], True),
+        (torch.nonzero, True), (lambda x: x.nonzero(), True),
+        (lambda x: torch.where(x > 0), True), (lambda x: x.masked_select(x > 0), True),
+        (lambda x: torch.where(x > 0, x, 0), False), (lambda x: x[:, 1:], False),
+        (lambda x: x[torch.tensor([0, 1])], False), (lambda x: x[x.argmax(0)], False),
+    ],
+)  # fmt: skip
+def test_selections_by_value_are_noticed(select: Callable[[Tensor], Any], selects: bool) -> None:
+    class Selecting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            select(x)
+            return x
+
+    assert _selects_by_data(Selecting(), torch.randn(3, 2)) is selects
 
 
 def test_slow_layers_are_announced_once() -> None:
