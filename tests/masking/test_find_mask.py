@@ -90,6 +90,18 @@ def test_a_network_without_weights_is_refused() -> None:
         pai.find_mask(nn.Linear(4, 3), [(X, Y)], pai.load_scorer("snip"), sparsity=0.5)
 
 
+def test_a_schedule_that_resamples_says_what_it_needs() -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"^batches must be a function of the round, because the schedule resamples; "
+        r"give one, or a schedule with resample=False$",
+    ):
+        pai.find_mask(
+            model(), [(X, Y)], pai.load_scorer("snip"), sparsity=0.5,
+            schedule=Exponential(3, resample=True),
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("rounds", "number", "epochs", "steps"),
     [
