@@ -31,7 +31,10 @@ def test_curved_parameters_are_those_whose_hessian_block_differs_from_gauss_newt
 def test_only_tensors_before_a_smooth_activation_are_curved(
     activation: nn.Module, expected: list[str]
 ) -> None:
-    model = nn.Sequential(nn.Linear(3, 4), activation, nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    torch.manual_seed(0)  # with other weights all units after the activation may be dead
+    model = nn.Sequential(
+        nn.Linear(3, 4), activation, nn.Linear(4, 30), nn.ReLU(), nn.Linear(30, 2)
+    )
     parameters = pai.prunable_parameters(model, include_classifier=True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert curved_parameters(model.train(), [(torch.randn(4, 3), torch.zeros(4))], parameters) == (
