@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pai
+from pai.environment import peak_memory_gib, reset_peak_memory
 from pai.memory import CPU_GIB, activation_bytes
 from pai.state import scoring_mode
 
@@ -109,22 +110,12 @@ def with_peak(work: Callable[[], Any], device: torch.device) -> tuple[Any, int]:
     On a GPU it is the memory of tensors, on a CPU the resident memory of the process.
     """
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        result = work()
-        return result, torch.cuda.max_memory_allocated(device) - before
-    if platform.libc_ver()[0] == "glibc":
+    if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)  # what earlier work has freed would be taken again, unseen
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM, the peak, starts again at VmRSS
-    before = _resident("VmRSS")
+    reset_peak_memory(device)
+    before = peak_memory_gib(device)  # the peak so far: what is in use
     result = work()
-    return result, _resident("VmHWM") - before
-
-
-def _resident(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+    return result, round((peak_memory_gib(device) - before) * 2**30)
 
 
 def measure_here(network: str, method: str, samples: int, gib: float, device: str) -> Measured:

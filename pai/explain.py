@@ -5,11 +5,12 @@ from typing import Any
 
 from hydra import compose
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 from yaml import YAMLError
 
 from pai.errors import first_line, nearest
+from pai.identity import flatten
 from pai.schema import GROUPS
 
 
@@ -42,18 +43,18 @@ def explain(  # noqa: PLR0911  (one for each kind of error)
         return f"{group}: not part of the default configuration; add it with +{group}=NAME"
     absent = re.match(r"Could not delete from config. '([^']+)' does not exist", str(error))
     if absent:
-        last = absent[1].rpartition(".")[2]
-        return (
-            f"{absent[1]}: nothing to remove{nearest(last, _siblings(absent[1], name, overrides))}"
-        )
+        siblings = _siblings(absent[1], _composed(name, overrides))
+        return f"{absent[1]}: nothing to remove{nearest(absent[1].rpartition('.')[2], siblings)}"
     place = f"{key}: " if key else ""
     detail = f" ({first_line(cause)})" if cause else ""
     return f"{place}{first_line(error)}{detail}; the overrides were: {' '.join(overrides)}"
 
 
 def _unknown(key: str, name: str, overrides: list[str]) -> str:
-    siblings, last = _siblings(key, name, overrides), key.rpartition(".")[2]
-    elsewhere = [path for path in _paths(_composed(name, overrides)) if path.endswith(f".{last}")]
+    composed, last = _composed(name, overrides), key.rpartition(".")[2]
+    siblings = _siblings(key, composed)
+    leaves: Any = OmegaConf.to_container(composed, resolve=False)
+    elsewhere = [path for path in flatten(leaves) if path.endswith(f".{last}")]
     hint = f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else nearest(last, siblings)
     prefix = f"{key}="
     given = [o.lstrip("+")[len(prefix) :] for o in overrides if o.lstrip("+").startswith(prefix)]
@@ -61,9 +62,9 @@ def _unknown(key: str, name: str, overrides: list[str]) -> str:
     return f"{key}: unknown key{says}{hint} (known: {', '.join(siblings)})"
 
 
-def _siblings(key: str, name: str, overrides: list[str]) -> list[str]:
-    """Return the keys that exist beside ``key``, given the group choices of the command line."""
-    node: Any = _composed(name, overrides)
+def _siblings(key: str, composed: DictConfig) -> list[str]:
+    """Return the keys that exist beside ``key``."""
+    node: Any = composed
     for part in key.split(".")[:-1]:
         node = node.get(part) if isinstance(node, DictConfig) else None
     found = list(node) if isinstance(node, DictConfig) else []
@@ -77,15 +78,3 @@ def _composed(name: str, overrides: list[str]) -> DictConfig:
         return compose(name, overrides=choices)
     except (HydraException, YAMLError, OSError):
         return DictConfig({})
-
-
-def _paths(node: DictConfig, prefix: str = "") -> list[str]:
-    """Return the dotted keys of all leaves."""
-    found = []
-    for key in map(str, node):
-        value = node._get_node(key)
-        if isinstance(value, DictConfig):
-            found += _paths(value, f"{prefix}{key}.")
-        else:
-            found.append(f"{prefix}{key}")
-    return found

@@ -120,12 +120,21 @@ def chunks(
 
     ``copies`` is the peak of the caller's method in units of what a plain backward pass keeps.
     """
+    for _, inputs, targets in numbered_chunks(model, batches, copies=copies):
+        yield inputs, targets
+
+
+def numbered_chunks(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, copies: float
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield the pieces of :func:`chunks`, each with the position of its batch."""
     sizes: dict[torch.Size, int] = {}
-    for _, inputs, targets in shares(batches):
+    for position, inputs, targets in shares(batches):
         kind = inputs.shape[1:]
         if kind not in sizes:
             sizes[kind] = samples_at_once(model, inputs, copies)
-        yield from zip(inputs.split(sizes[kind]), targets.split(sizes[kind]), strict=True)
+        for piece in zip(inputs.split(sizes[kind]), targets.split(sizes[kind]), strict=True):
+            yield position, *piece
 
 
 def samples_at_once(model: nn.Module, inputs: Tensor, copies: float) -> int:

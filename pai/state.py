@@ -1,7 +1,7 @@
 """Scoring is a function of the model's state: whatever a block does to it is undone at the end."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
@@ -35,7 +35,7 @@ def scoring_mode(model: nn.Module) -> Iterator[None]:
     fastpath = torch.backends.mha.get_fastpath_enabled()
     training = {module: module.training for module in model.modules()}
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    buffers, weights = _Buffers(model), _Weights(model)
+    buffers, weights = Buffers(model.modules()), _Weights(model)
     try:
         model.eval()
         torch.backends.mha.set_fastpath_enabled(False)
@@ -57,13 +57,13 @@ def scoring_mode(model: nn.Module) -> Iterator[None]:
             weights.restore()
 
 
-class _Buffers:
-    """The buffers of a model: which there are, and their values."""
+class Buffers:
+    """The buffers that some modules hold themselves: which there are, and their values."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._there = {
             module: (dict(module._buffers), set(module._non_persistent_buffers_set))
-            for module in model.modules()
+            for module in modules
         }
         self._values = {
             buffer: buffer.detach().clone()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pai.finite import check_finite, source_of
+from pai.state import Buffers
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Statistics = Literal["running", "population"]
@@ -164,12 +165,11 @@ def _only_batchnorm_trains(model: nn.Module, layers: Iterable[nn.Module]) -> Ite
 @contextmanager
 def _all_or_nothing(layers: Iterable[nn.Module]) -> Iterator[None]:
     """Bring the statistics back if the block raises: half a warmup is none."""
-    saved = {buffer: buffer.clone() for layer in layers for buffer in layer.buffers()}
+    buffers = Buffers(layers)
     try:
         yield
     except BaseException:
-        for buffer, value in saved.items():
-            buffer.copy_(value)
+        buffers.restore()
         raise
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
-from pai.masking.budgets import read_budget
-from pai.output import MASK_FILE, SCORES_FILE
+from pai.masking.budgets import read_mask
+from pai.output import SCORES_FILE
 from pai.records import read_record, write_bytes_atomically
 from pai.reports.compare import MaskArrays, Pair, as_csv, compare, densities, markdown
 from pai.reports.extra import require
@@ -29,11 +29,7 @@ def read(path: Path) -> tuple[str, dict[str, Any], dict[str, Any] | None]:
     Raises:
         ValueError: there is no mask, or it cannot be read.
     """
-    try:
-        read_budget(path)  # can be read, and is a mask
-    except ValueError as error:
-        raise ValueError(str(error).removeprefix("scope: ")) from error
-    mask = load_file(path / MASK_FILE if path.is_dir() else path)
+    mask = {name: keep.numpy() for name, keep in read_mask(path)[1].items()}
     record = read_record(path) if path.is_dir() else None
     stored = path / SCORES_FILE
     scores = load_file(stored) if path.is_dir() and stored.is_file() else None

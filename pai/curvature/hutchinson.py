@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pai.curvature.convolution import FastSecondDerivatives
 from pai.curvature.estimate import Estimate
-from pai.memory import samples_at_once
+from pai.memory import numbered_chunks
 from pai.objective import (
     SECOND_ORDER_COPIES,
     Batches,
@@ -25,7 +25,7 @@ from pai.objective import (
     mean_loss,
     zero_sums,
 )
-from pai.parallel import add_up, common_stream, shares
+from pai.parallel import add_up, common_stream
 
 _GAUSS_NEWTON_COPIES = 2.0  # peak memory in units of what a plain pass keeps
 Matrix = Literal["hessian", "gauss_newton"]
@@ -78,9 +78,11 @@ class Hutchinson:
         """
         diagonal = zero_sums(parameters)
         seed, samples = common_stream(generator).initial_seed(), 0
-        for position, inputs, targets in self._chunks(model, batches):
+        hessian = self.matrix == "hessian"
+        copies = SECOND_ORDER_COPIES if hessian else _GAUSS_NEWTON_COPIES
+        pieces = numbered_chunks(model, self._split(batches), copies=copies)
+        for position, inputs, targets in pieces:  # those of a batch get the same probes
             chunk = _Chunk(model, inputs, targets, parameters, loss_fn, self.temperature)
-            hessian = self.matrix == "hessian"
             times = chunk.hessian_product() if hessian else chunk.gauss_newton_product()
             for k in range(self.num_probes):
                 stream = torch.Generator().manual_seed(seed + position * self.num_probes + k)
@@ -96,18 +98,6 @@ class Hutchinson:
         return Estimate(
             diagonal, mean_gradient(model, batches, parameters, loss_fn, self.temperature)
         )
-
-    def _chunks(self, model: nn.Module, batches: Batches) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield pieces that fit into memory, with the position of the batch whose probes to use."""
-        copies = SECOND_ORDER_COPIES if self.matrix == "hessian" else _GAUSS_NEWTON_COPIES
-        sizes: dict[torch.Size, int] = {}
-        for position, inputs, targets in shares(self._split(batches)):
-            kind = inputs.shape[1:]
-            if kind not in sizes:
-                sizes[kind] = samples_at_once(model, inputs, copies)
-            most = sizes[kind]
-            for piece in zip(inputs.split(most), targets.split(most), strict=True):
-                yield position, *piece
 
     def _split(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
         for inputs, targets in batches:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from pai.data.augment import RandomCropFlip
 from pai.data.bundle import DataBundle, DataSpec
-from pai.data.download import DOWNLOAD_ERRORS, reason
+from pai.data.download import DOWNLOAD_ERRORS, lock_of, reason
 from pai.data.options import check_fraction
 from pai.data.split import Split, held_out
 from pai.errors import ConfigError, RunError
@@ -103,4 +102,4 @@ class Cifar:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(folder.parent, os.W_OK):  # then nothing is written either
             return nullcontext()
-        return FileLock(folder.with_name(f".{folder.name}.lock"))
+        return lock_of(folder)

@@ -75,6 +75,11 @@ def fetch_files(files: Mapping[str, str], folder: Path) -> None:
     _make(folder, gather, fault=f"cannot make {folder}", by_hand=by_hand)
 
 
+def lock_of(folder: Path) -> FileLock:
+    """Return the lock, beside ``folder``, of whoever makes it."""
+    return FileLock(folder.with_name(f".{folder.name}.lock"))
+
+
 def _make(folder: Path, fill: Callable[[Path], Path], *, fault: str, by_hand: str) -> None:
     """Rename what ``fill`` makes in a scratch folder to ``folder``, unless that exists already.
 
@@ -86,7 +91,7 @@ def _make(folder: Path, fill: Callable[[Path], Path], *, fault: str, by_hand: st
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):
+        with lock_of(folder):
             if folder.exists():
                 return
             scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))

@@ -164,15 +164,28 @@ def read_budget(path: Path) -> CopiedBudget:
     Raises:
         ValueError: there is no readable mask.
     """
+    try:
+        file, mask = read_mask(path)
+    except ValueError as error:
+        raise ValueError(f"scope: {error}") from error
+    return copied_budget(mask, str(file))
+
+
+def read_mask(path: Path) -> tuple[Path, dict[str, Tensor]]:
+    """Return the file and the mask of a ``mask.safetensors`` or of a run directory.
+
+    Raises:
+        ValueError: there is no readable mask.
+    """
     file = path / "mask.safetensors" if path.is_dir() else path
     try:
         mask = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"scope: {file} cannot be read as a mask: {error}") from error
+        raise ValueError(f"{file} cannot be read as a mask: {error}") from error
     for name, keep in mask.items():
         if keep.dtype != torch.bool:
-            raise ValueError(f"scope: {file} is no mask: {name!r} is {keep.dtype}, not bool")
-    return copied_budget(mask, str(file))
+            raise ValueError(f"{file} is no mask: {name!r} is {keep.dtype}, not bool")
+    return file, mask
 
 
 def proportional(
