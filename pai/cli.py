@@ -42,7 +42,7 @@ def main() -> None:
         with process_group():
             code = _command(sys.argv[1:])
     except KeyboardInterrupt:  # later ones are handled where there is something to keep
-        print("interrupted before anything was started", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         sys.exit(1)
     if not is_main():  # nothing is left to write; torch's threads can abort an ordinary exit
         sys.stdout.flush()
@@ -153,12 +153,11 @@ def _checked_jobs(arguments: argparse.Namespace) -> "tuple[list[Job], list[Plan]
     jobs = compose_jobs(arguments)
     if arguments.multirun:
         check_launcher(jobs[0].launcher)
-    plans = []
     _check_own_directories(jobs)
+    plans, setting = [], directory_setting(multirun=arguments.multirun)
     for job in jobs:
         plans.append(prepare(job.config))
         if is_main():
-            setting = directory_setting(multirun=arguments.multirun)
             check_run_directory(job.run_dir, job.config, setting)
     return jobs, plans
 

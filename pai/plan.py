@@ -82,9 +82,10 @@ def prepare(config: Mapping[str, Any]) -> Plan:
             f"numbers of {spec.task.predictions}; set it to 0"
         )
     try:
-        parts["scorer"].check_inputs(spec.inputs())
+        inputs = spec.inputs()
     except RuntimeError as error:
         raise ConfigError(f"dataset: two {spec.says()} do not fit into memory") from error
+    parts["scorer"].check_inputs(inputs)
     try:
         parts["scorer"].check_outputs(spec.outputs())
     except ValueError as error:
