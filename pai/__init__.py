@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pai.masking.schedule import find_mask as find_mask
     from pai.masking.select import select as select
     from pai.memory import memory_budget as memory_budget
+    from pai.precision import scoring_precision as scoring_precision
     from pai.prunable import prunable_parameters as prunable_parameters
     from pai.warmup import warm_up_batchnorm as warm_up_batchnorm
 
@@ -44,6 +45,7 @@ _HOME = {
     "memory_budget": "pai.memory",
     "prunable_parameters": "pai.prunable",
     "save_sparse": "pai.export.sparse",
+    "scoring_precision": "pai.precision",
     "select": "pai.masking.select",
     "warm_up_batchnorm": "pai.warmup",
 }

@@ -20,6 +20,7 @@ from pai.masking.select import Mask
 from pai.memory import memory_budget
 from pai.output import CHECKPOINT_FILE, ROUNDS_FILE, NoOutput, Output, remove_checkpoints
 from pai.plan import Plan
+from pai.precision import scoring_precision
 from pai.records import FolderInUseError, alone_in, read_record, remove_partial_writes, write_record
 from pai.rounds import check_steps, prune_in_rounds
 from pai.scoring import Draw, score_and_select, scoring_samples
@@ -192,7 +193,7 @@ def _pipeline(plan: Plan, record: dict[str, Any], clock: Clock, output: Output) 
     if record["mask"] is not None:  # carried over from an interrupted run
         mask = output.stored_mask()
     else:
-        with memory_budget(scoring["memory_gib"]):
+        with memory_budget(scoring["memory_gib"]), scoring_precision(scoring["precision"]):
             mask = _prune(plan, model, data, draw, record, clock, output)
         with clock.timed("report"):
             output.new_mask(model, mask, next(iter(batches))[0])

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from pai.components import STRICT, component_faults, model_faults
 from pai.errors import ConfigError
+from pai.precision import Precision
 
 
 class Scoring(BaseModel):
@@ -17,6 +18,7 @@ class Scoring(BaseModel):
     batch_size: int = Field(ge=1)
     warmup_batch_size: int = Field(ge=2)
     save_scores: bool
+    precision: Precision
     memory_gib: float | None = Field(gt=0)
     cache_dir: str | None
 

@@ -9,6 +9,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from pai.precision import chosen_multiplications
+
 _NONE: Mapping[int, tuple[Tensor, Tensor]] = MappingProxyType({})
 _pruned = ContextVar("masked weights", default=_NONE)
 """By ``id`` of a parameter: its dense weights, and which of them are kept."""
@@ -23,7 +25,8 @@ def scoring_mode(model: nn.Module) -> Iterator[None]:
     go), and parameters that the forward pass itself renormalises (``max_norm`` of an embedding) or
     gives new data. Inside the block no parameter has a gradient, all floating-point parameters
     require one, and torch's fused inference kernel for attention, which has no derivative, is off.
-    Gradients are recorded, also where the caller has turned that off.
+    Gradients are recorded, also where the caller has turned that off. Float32 numbers are
+    multiplied as :func:`pai.scoring_precision` says, by default in full, whatever torch is set to.
 
     Raises:
         ValueError: in ``torch.inference_mode``, where nothing can be differentiated.
@@ -43,7 +46,7 @@ def scoring_mode(model: nn.Module) -> Iterator[None]:
             parameter.grad = None
             if parameter.is_floating_point():
                 parameter.requires_grad_(True)
-        with torch.enable_grad():
+        with torch.enable_grad(), chosen_multiplications():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)

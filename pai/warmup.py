@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pai.finite import check_finite, source_of
+from pai.precision import chosen_multiplications
 from pai.state import Buffers
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -82,7 +83,7 @@ class BatchNormWarmup:
         seen = 0
         with (
             _all_or_nothing(layers), _only_batchnorm_trains(model, layers), observe as commit,
-            torch.no_grad(),
+            torch.no_grad(), chosen_multiplications(),
         ):  # fmt: skip
             for inputs, _ in islice(batches, self.num_batches):
                 model(inputs)

@@ -16,7 +16,7 @@ NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 TREES = {name: ast.parse(path.read_text()) for name, path in zip(NAMES, FILES, strict=True)}
 # A module or package of pai imports only from lower layers: never upward, never sideways.
 LAYERS = (
-    {"errors", "identity", "paths", "processors", "version"},
+    {"errors", "identity", "paths", "precision", "processors", "version"},
     {"parallel", "distributed", "submitted"},
     {"memory", "state", "finite"},
     {"cache", "trust", "naming", "records", "seeding", "environment", "models",

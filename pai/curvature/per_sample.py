@@ -19,6 +19,7 @@ from pai.curvature.recording import Sums, recording
 from pai.memory import chunks
 from pai.objective import Batches
 from pai.parallel import add_up
+from pai.precision import rounding
 
 COPIES = 2.0  # peak memory in units of a plain backward pass
 _TRIALS = 2  # samples on which a rule is compared with autograd at a time
@@ -119,7 +120,7 @@ class Trial:
         wrong = []
         for name, parameter in tried.items():
             expected, found = truth.squares[name], ruled.squares[name]
-            allowed = max(_AGREEMENT, 8 * torch.finfo(parameter.dtype).eps) * expected.norm()
+            allowed = max(_AGREEMENT, 8 * rounding(parameter.dtype)) * expected.norm()
             if (found - expected).norm() > allowed:
                 wrong.append(name)
             elif expected.any():

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from pai.curvature.attention import open_attention
+from pai.curvature.fused import Precision as FusedPrecision
 from pai.curvature.fused import available, fused_square_sum, patches, supports
 from pai.curvature.products import FEW_POSITIONS, add_products, chunk_size
 from pai.curvature.rules import RULES, Rule
 from pai.objective import Named, zero_sums
+from pai.precision import chosen_precision
 
 _MANY, _SEVERAL = 32, 2  # gradients collected per layer: of layers with few positions, of others
 
@@ -168,7 +170,8 @@ class Recorder:
             return False
         shape = (a.shape[2], a.shape[3], u.shape[2])
         squares, gradients = self._sums.views(use.name, use.rows, shape)
-        fused_square_sum(a, u, squares, gradients)
+        precision: FusedPrecision = "tf32" if chosen_precision() == "tf32" else "ieee"
+        fused_square_sum(a, u, squares, gradients, precision=precision)
         return True
 
     def _add_in_pieces(self, use: _Use) -> None:

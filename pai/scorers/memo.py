@@ -3,8 +3,8 @@
 The key of an entry says everything the numbers depend on: the network (its configuration, weights
 and buffers; the code of the packages that its modules' classes and its builder come from), the
 scoring samples and how they are batched, the state of the random stream, the options of what is
-computed, the source code that computes it, and torch's version and device. So there is nothing to
-invalidate, and a hit is bit for bit what would have been computed. Code counts by its text, that of
+computed, the source code that computes it, torch's version, device and precision. So there is
+nothing to invalidate, and a hit is bit for bit what would have been computed. Code counts by its text, that of
 installed packages by their version; a function that a ``forward`` takes from yet another package
 is not seen.
 """
@@ -29,6 +29,7 @@ from torch import nn
 
 from pai.cache import Tensors, cached, checksum
 from pai.objective import Batches, Named
+from pai.precision import chosen_precision
 from pai.trust import trusted_packages
 
 
@@ -125,7 +126,8 @@ def _subject(
 ) -> str:
     digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
     device = next(model.parameters()).device
-    digest.update(f"{torch.__version__} {device.type} {type(model).__qualname__}".encode())
+    place = f"{torch.__version__} {device.type} {chosen_precision()}"
+    digest.update(f"{place} {type(model).__qualname__}".encode())
     classes = {type(module).__module__.partition(".")[0] for module in model.modules()}
     for package in sorted({*classes, *trusted_packages()} - {"pai", "torch"}):
         digest.update(f"{package} {_code_version(package)}".encode())

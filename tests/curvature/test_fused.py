@@ -219,9 +219,10 @@ model = thin_resnet(num_classes=4, in_channels=2, depth=8, width=16)
 batches = [(torch.randn(3, 2, 8, 8), torch.tensor([0, 1, 3]))]
 pai.warm_up_batchnorm(model, batches)
 calls = []
-def counted(a, u, squares, gradients):
+def counted(a, u, squares, gradients, precision):
     calls.append(a.shape)
-    fused(a, u, squares, gradients)
+    assert precision == "ieee"
+    fused(a, u, squares, gradients, precision=precision)
 fused, recording.fused_square_sum = recording.fused_square_sum, counted
 results = {}
 for place in ("portable", "kernel"):
