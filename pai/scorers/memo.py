@@ -4,9 +4,9 @@ The key of an entry says everything the numbers depend on: the network (its conf
 and buffers; the code of the packages that its modules' classes and its builder come from), the
 scoring samples and how they are batched, the state of the random stream, the options of what is
 computed, the source code that computes it, torch's version, device and precision. So there is
-nothing to invalidate, and a hit is bit for bit what would have been computed. Code counts by its text, that of
-installed packages by their version; a function that a ``forward`` takes from yet another package
-is not seen.
+nothing to invalidate, and a hit is bit for bit what would have been computed. Code counts by its
+text, that of installed packages by their version; a function that a ``forward`` takes from yet
+another package is not seen.
 """
 
 import dataclasses
