@@ -97,14 +97,13 @@ class Trial:
         if not self._begun and _selects_by_data(self._model, batch[0][:_TRIALS]):
             self.distrust(list(self._untried))
         self._begun = True
-        first, before = 0, -1
-        while self._untried and len(self._untried) != before:
-            before = len(self._untried)
+        first: int | None = 0
+        while self._untried and first is not None:
+            before, compared = len(self._untried), first
             self._compare(batch, first)
-            found = self._first_alive(batch) if self._untried else None
-            if found is None:  # zero throughout the batch, which says nothing
-                break
-            first = found
+            first = self._first_alive(batch) if self._untried else None
+            if first == compared and len(self._untried) == before:
+                break  # a gradient so small that its square is zero
 
     def _compare(self, batch: tuple[Tensor, Tensor], first: int) -> None:
         """Try on the samples from ``first`` on; what has a gradient there is tried then."""

@@ -170,6 +170,27 @@ def nothing_in_the_first_samples(dead: int) -> Callable[[], Problem]:
     return problem
 
 
+class UsedOutsideToo(nn.Module):
+    """A weight that is used by its layer and again behind its back, on as many rows."""
+
+    def __init__(self, width: int = 4, outputs: int = 3) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, width, bias=False)
+        self.head = nn.Linear(width, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x) + F.linear(x, self.layer.weight))
+
+
+def used_outside_after(dead: int) -> Callable[[], Problem]:
+    def problem() -> Problem:
+        x = torch.randn(N, 4)
+        x[:dead] = 0  # no gradient for the layer, of which the rule sees one use of two
+        return UsedOutsideToo(), x, labels()
+
+    return problem
+
+
 PROBLEMS: dict[str, Callable[[], Problem]] = {
     "flat tokens": flat_tokens,
     "experts": experts,
@@ -185,6 +206,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "shared convolution": lambda: (SharedConvolution(), torch.randn(N, 2, 6, 6), labels()),
     "nothing in the first sample": nothing_in_the_first_samples(1),
     "nothing in the first five": nothing_in_the_first_samples(5),
+    **{f"used outside too, after {n}": used_outside_after(n) for n in (0, 1, 2, 3, 5)},
 }
 
 
@@ -302,13 +324,33 @@ def test_a_model_without_parameters_in_its_graph_has_no_curvature() -> None:
     assert not any(value.any() for value in found.values())
 
 
-def test_gradients_that_cancel_are_gradients() -> None:
-    """Two samples with opposite gradients: the sum over the batch is exactly zero."""
-    first, last = nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)
-    model = nn.Sequential(first, last).double()
-    batches = [(torch.ones(4, 2).double(), torch.tensor([[1.0], [-1.0]] * 2).double())]
+@pytest.mark.parametrize("dead", [0, 3])
+def test_gradients_that_cancel_are_gradients(dead: int) -> None:
+    """Two samples with opposite gradients: the sum over them is exactly zero.
+
+    The layer's weight is used outside too, which only a trial on these samples can show.
+    """
+    model = UsedOutsideToo(width=2, outputs=1).double()
+    x, y = torch.zeros(dead + 2, 2).double(), torch.zeros(dead + 2, 1).double()
+    x[dead:], y[dead], y[dead + 1] = 1.0, 1.0, -1.0
     with torch.no_grad():
-        last.weight.copy_(torch.tensor([[1.0, -1.0]]))
-        first.weight.fill_(0.5)
-    found = pai.curvature_diagonal(model, batches, "empirical_fisher", loss_fn=F.mse_loss)
-    assert torch.allclose(found["0.weight"], torch.full((2, 2), 4.0).double())
+        model.head.weight.copy_(torch.tensor([[1.0, -1.0]]))
+        model.layer.weight.fill_(0.5)
+    with pytest.warns(UserWarning, match="no fast per-sample rule for layer.weight"):
+        found = pai.curvature_diagonal(model, [(x, y)], "empirical_fisher", loss_fn=F.mse_loss)
+    expected = torch.full((2, 2), 16.0 * 2 / len(x)).double()
+    assert torch.allclose(found["layer.weight"], expected)
+
+
+def test_gradients_whose_squares_are_zero_are_not_tried_for_ever() -> None:
+    class Counted(UsedOutsideToo):
+        passes = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.passes += 1
+            assert self.passes < 100
+            return super().forward(x)
+
+    model, x = Counted(), torch.full((N, 4), 1e-30)
+    found = diagonal(model, [(x, labels())], estimator="empirical_fisher")
+    assert not found[: model.layer.weight.numel()].any()
