@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pai.curvature.convolution import FastSecondDerivatives, _Convolution
 
@@ -61,6 +62,36 @@ def test_numbers_are_torchs_own(axes: int, options: dict[str, int]) -> None:
 def test_other_forms(layer: nn.Module, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     assert_same(layer.double(), torch.randn(shape, dtype=torch.double))
+
+
+class Written(nn.Module):
+    """A convolution without a module, as networks write it that keep weights themselves."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(6, 4, 2, 3)), nn.Parameter(torch.randn(6))
+        self.arguments, self.options = arguments, options
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, *self.arguments, **self.options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ((), {}), ((2,), {}), (([2], [1], [2]), {}), (((1, 2), (0, 1)), {}),
+        ((), {"stride": 2}), ((), {"padding": (1,)}), ((), {"dilation": 2}),
+    ],
+)  # fmt: skip
+def test_functions_with_all_or_few_of_their_arguments(
+    arguments: tuple[Any, ...], options: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    layer = Written(*arguments, **options).double()
+    x = torch.randn(2, 4, 7, 8, dtype=torch.double)
+    with FastSecondDerivatives():
+        assert "Convolution" in type(layer(x.clone().requires_grad_()).grad_fn).__name__
+    assert_same(layer, x)
 
 
 def test_one_parameter_alone_and_channels_last() -> None:
