@@ -1,6 +1,6 @@
 """Numbers that are NaN or infinite: found, and traced to the layer they come from."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -67,6 +67,11 @@ def source_of(model: nn.Module, inputs: Tensor, run: Callable[[Tensor], Any] | N
     if found:
         return f": the first layer whose output is not finite is {found[0]!r}"
     return "" if is_finite(output) else ": the output of the network is not finite"
+
+
+def first_source(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> str:
+    """Return what :func:`source_of` says of the first batch for which it says something."""
+    return next(filter(None, (source_of(model, inputs) for inputs, _ in batches)), "")
 
 
 def is_finite(value: Tensor) -> bool:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tiny import TINY, command, plan, record_in, tiny_run, untimed
 from torch import Tensor, nn
 
+import pai
 from pai.errors import RunError
 from pai.finite import source_of
 from pai.training.lr_schedules import Constant
@@ -99,6 +100,21 @@ def test_a_warmup_that_finds_no_number_names_layer_and_reason(statistics: Any) -
 class Exp2(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.exp()
+
+
+@pytest.mark.parametrize("estimator", ["empirical_fisher", "mc_fisher", "exact_ggn", "hutchinson"])
+def test_a_diagonal_that_is_no_number_names_weight_and_reason(estimator: Any) -> None:
+    model = nn.Sequential(Exp2(), nn.Linear(3, 3), nn.Linear(3, 2))
+    batches = [(torch.ones(2, 3), torch.zeros(2).long()) for _ in range(2)]
+    pai.curvature_diagonal(model, batches, estimator)
+    batches[1][0][1, 1] = 1e30
+    expected = (
+        r"^[39] of 9 numbers of '1\.weight' are NaN or infinite: the first layer whose output is "
+        r"not finite is '0'$"
+    )
+    with pytest.raises(RunError, match=expected):
+        pai.curvature_diagonal(model, batches, estimator)
+    assert model.training
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Diagonals of curvature matrices: one estimator per file, one shape for all of them."""
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -16,6 +15,7 @@ from pai.curvature.ggn import ExactGGN as ExactGGN
 from pai.curvature.hutchinson import Hutchinson as Hutchinson
 from pai.curvature.hutchinson import Matrix as Matrix
 from pai.errors import nearest
+from pai.finite import check_finite, first_source
 from pai.memory import within_memory
 from pai.objective import Batches, LossFn, Named, check_batches
 from pai.prunable import prunable_parameters
@@ -61,7 +61,8 @@ def curvature_diagonal(
 
     Raises:
         ValueError: an unknown estimator, option or value of one; no batch, or only once readable.
-        RunError: memory does not suffice for a single sample.
+        RunError: a number is NaN or infinite; the parameter is named. Or memory does not suffice
+            for a single sample.
 
     Example:
         >>> from torch.nn import Linear, ReLU, Sequential
@@ -76,16 +77,19 @@ def curvature_diagonal(
             f"{nearest(estimator, _ESTIMATORS)}"
         )
     try:
-        method = _ESTIMATORS[estimator](temperature=temperature, **options)
+        method: Estimator = _ESTIMATORS[estimator](temperature=temperature, **options)
     except TypeError as error:
         raise ValueError(f"estimator {estimator}: {error}") from None
     check_batches(batches)
     if parameters is None:
         parameters = prunable_parameters(model)
 
-    compute: Callable[[], Estimate] = functools.partial(
-        method, model, batches, parameters,
-        loss_fn=loss_fn, generator=generator, with_gradient=False,
-    )  # fmt: skip
+    def compute() -> Named:
+        return method(
+            model, batches, parameters, loss_fn=loss_fn, generator=generator, with_gradient=False
+        ).diagonal
+
     with scoring_mode(model):
-        return within_memory(compute, model, generator).diagonal
+        diagonal = within_memory(compute, model, generator)
+        check_finite("numbers", diagonal, lambda: first_source(model, batches))
+    return diagonal

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pai.errors import ConfigError
-from pai.finite import check_finite, source_of
+from pai.finite import check_finite, first_source
 from pai.memory import within_memory
 from pai.objective import Batches, LossFn, Named, check_batches
 from pai.prunable import prunable_parameters
@@ -87,8 +87,7 @@ class Scorer(ABC):
     def _source(self, model: nn.Module, batches: Batches) -> str:
         """Say where scores that are no numbers come from."""
         with scoring_mode(model):
-            found = (source_of(model, inputs) for inputs, _ in batches)
-            return f" ({type(self).__name__})" + next(filter(None, found), "")
+            return f" ({type(self).__name__}){first_source(model, batches)}"
 
     def check_outputs(self, shape: tuple[int, ...]) -> None:  # noqa: B027  (most have no limit)
         """Raise ``ValueError`` if logits of ``shape`` are too many for this method; cheap."""
