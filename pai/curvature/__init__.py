@@ -61,8 +61,7 @@ def curvature_diagonal(
 
     Raises:
         ValueError: an unknown estimator, option or value of one; no batch, or only once readable.
-        RunError: a number is NaN or infinite; the parameter is named. Or memory does not suffice
-            for a single sample.
+        RunError: a number is NaN or infinite, or memory does not suffice for a single sample.
 
     Example:
         >>> from torch.nn import Linear, ReLU, Sequential
