@@ -71,10 +71,8 @@ def curvature_diagonal(
         torch.Size([8, 4])
     """
     if estimator not in _ESTIMATORS:
-        raise ValueError(
-            f"estimator: {estimator!r} is not one of {', '.join(_ESTIMATORS)}"
-            f"{nearest(estimator, _ESTIMATORS)}"
-        )
+        known = f"{', '.join(_ESTIMATORS)}{nearest(estimator, _ESTIMATORS)}"
+        raise ValueError(f"estimator: {estimator!r} is not one of {known}")
     try:
         method: Estimator = _ESTIMATORS[estimator](temperature=temperature, **options)
     except TypeError as error:
