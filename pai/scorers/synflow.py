@@ -15,6 +15,9 @@ from pai.objective import Batches, LossFn, Named, first_inputs, gradients
 from pai.scorers.base import Scorer
 from pai.state import buffers_without_means, dense_weights
 
+_HOLDERS = (nn.Embedding, nn.EmbeddingBag, nn.ParameterList, nn.ParameterDict)
+"""Modules of torch that leave it to the network what their parameters do to the signal."""
+
 
 @dataclass(frozen=True)
 class SynFlow(Scorer):
@@ -29,17 +32,18 @@ class SynFlow(Scorer):
       without bias and with BatchNorm's initial zeros both agree);
     - the running means of BatchNorm and InstanceNorm, which thus act as the positive scaling
       ``|gamma| / sqrt(running_var + eps)``;
-    - every other parameter of a module that is not one of torch's, if some operation returns
-      more with twice the parameter although the signal in it is zero: positions that are added,
-      class tokens that are put beside the signal, shifts. Scales are multiplied and stay.
+    - every other parameter of a module that is not one of torch's, or of an embedding or a list of
+      parameters, if some operation returns more with twice the parameter although the signal in it
+      is zero: positions that are added, class tokens that are put beside the signal, shifts.
+      Scales are multiplied and stay.
 
     Constants in the code and in buffers stay what they are.
 
     Inputs that are whole numbers cannot be ones; what they select can. An ``nn.Embedding`` that is
     fed by the data is a linear layer on one-hot vectors, and with ones in their place it returns
     the sum of its rows, ``|E|^T 1``, at every position; any other ``nn.Embedding`` (of positions)
-    is additive, and zero. Buffers that a module lists in an attribute ``data_buffers`` (the node
-    features of a graph) are ones.
+    is then additive, and zero. Buffers that a module lists in an attribute ``data_buffers`` (the
+    node features of a graph) are ones.
 
     This is one round. The method is iterative: 100 rounds with density ``rho^(k/100)`` after round
     k, which is ``schedule=exponential``, the schedule that ``scorer=synflow`` selects by default.
@@ -90,14 +94,19 @@ def _outputs(model: nn.Module, state: Named, inputs: Tensor) -> Tensor:
 
 
 def _added(model: nn.Module, absolute: Named, buffers: Named, inputs: Tensor) -> set[str]:
-    """Return the parameters of modules that are not torch's and that are added to the signal."""
+    """Return the parameters that are added to the signal; of torch's modules only holders'."""
     own = {
-        f"{prefix}.{name}" if prefix else name
-        for prefix, module in model.named_modules()
-        if not type(module).__module__.startswith("torch.nn.modules.")
-        for name, _ in module.named_parameters(recurse=False)
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, _HOLDERS)
+        or not type(module).__module__.startswith("torch.nn.modules.")
+        for parameter in module.parameters(recurse=False)
     }
-    watched = {name: value for name, value in absolute.items() if name in own and value.any()}
+    watched = {
+        name: absolute[name]
+        for name, parameter in model.named_parameters()
+        if id(parameter) in own and absolute[name].any()
+    }
     if not watched:
         return set()
     with _Watch(watched) as watch:
