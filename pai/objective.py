@@ -60,12 +60,8 @@ def mean_loss(
             the mean over a batch is not the mean of its samples.
     """
     require_tensor(outputs)
-    if loss_fn is None:
-        if not targets.is_floating_point() and bool((targets < 0).any()):
-            raise ValueError(
-                "targets are negative: positions cannot be ignored while scoring; leave them out, "
-                "or give a loss_fn that is a mean over samples"
-            )
+    if loss_fn is None or loss_fn is F.cross_entropy:
+        require_labels(targets)
         return F.cross_entropy(outputs / temperature, targets)
     loss = loss_fn(outputs / temperature, targets)
     if loss.ndim != 0:
@@ -75,6 +71,15 @@ def mean_loss(
         )
     _warn_unless_mean(loss_fn, outputs.detach() / temperature, targets)
     return loss
+
+
+def require_labels(targets: Tensor) -> None:
+    """Raise ``ValueError`` if there are negative numbers among targets that are classes."""
+    if not targets.is_floating_point() and bool((targets < 0).any()):
+        raise ValueError(
+            f"targets are negative ({int(targets.min())}): positions cannot be ignored while "
+            f"scoring; leave them out, or give a loss_fn that is a mean over samples"
+        )
 
 
 def require_tensor(outputs: object) -> None:

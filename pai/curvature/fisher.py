@@ -21,6 +21,7 @@ from pai.objective import (
     check_temperature,
     mean_gradient,
     mean_loss,
+    require_labels,
     require_tensor,
 )
 from pai.parallel import common_stream
@@ -60,10 +61,11 @@ class MonteCarloFisher:
 
     ``k = num_draws`` labels per prediction, independent of one another. The gradients of a
     sample's L predictions then are independent with mean zero, so the square of their mean is on
-    average ``1/L`` of the mean of their squares; the factor L repairs that. Under cross-entropy it
-    is unbiased for the diagonal of the generalised Gauss-Newton matrix
-    (:class:`pai.curvature.ggn.ExactGGN`), with a standard error that falls as ``1/sqrt(N k)``. The
-    mean gradient ``g`` still uses the labels of the data.
+    average ``1/L`` of the mean of their squares; the factor L repairs that. Where targets are no
+    distributions (several classes at once), the gradient of each prediction is multiplied by the
+    root of their sum (:func:`label_mass`). Under cross-entropy it is unbiased for the diagonal of
+    the generalised Gauss-Newton matrix (:class:`pai.curvature.ggn.ExactGGN`), with a standard error
+    that falls as ``1/sqrt(N k)``. The mean gradient ``g`` still uses the labels of the data.
     Source: Kunstner et al. 2019, arXiv 1905.12558, section 2.
     """
 
@@ -84,7 +86,7 @@ class MonteCarloFisher:
 
         Raises:
             ValueError: a ``loss_fn`` was given (the label distribution of cross-entropy is
-                assumed), or the outputs are no logits that fit the targets.
+                assumed), the outputs are no logits that fit the targets, or targets are negative.
         """
         require_cross_entropy(loss_fn, "mc_fisher")
 
@@ -92,15 +94,18 @@ class MonteCarloFisher:
 
         def numbers_for_targets() -> Iterator[tuple[Tensor, Tensor]]:
             for inputs, targets in batches:
-                shape = (*prediction_shape(targets), self.num_draws)
-                yield inputs, torch.rand(shape, dtype=torch.float64, generator=stream)
+                mass = label_mass(targets).cpu().double().unsqueeze(-1)
+                shape = (*mass.shape[:-1], self.num_draws)
+                uniform = torch.rand(shape, dtype=torch.float64, generator=stream)
+                yield inputs, torch.cat([uniform, mass], -1)
 
-        def draws(outputs: Tensor, uniform: Tensor) -> Iterator[Tensor]:
-            logits = require_logits(outputs, uniform.shape[:-1]) / self.temperature
+        def draws(outputs: Tensor, numbers: Tensor) -> Iterator[Tensor]:
+            uniform, mass = numbers[..., :-1], numbers[..., -1]
+            logits = require_logits(outputs, mass.shape) / self.temperature
             labels = draw_labels(logits.detach().softmax(1).movedim(1, -1), uniform)
+            scale = (mass.to(logits) / predictions(logits)).sqrt()
             for j in range(self.num_draws):
-                total = F.cross_entropy(logits, labels[..., j], reduction="sum")
-                yield total / predictions(logits) ** 0.5
+                yield (scale * F.cross_entropy(logits, labels[..., j], reduction="none")).sum()
 
         mean = per_sample_means(
             model, numbers_for_targets(), parameters, draws, trial=draws, with_gradients=False
@@ -135,6 +140,27 @@ def prediction_shape(targets: Tensor) -> tuple[int, ...]:
             f"numbers of shape {list(shape)}; for regression use empirical_fisher or hutchinson"
         )
     return shape[:1] + shape[2:] if targets.is_floating_point() else shape
+
+
+def label_mass(targets: Tensor) -> Tensor:
+    """Return ``sum_c y_c`` of each prediction ``[N]`` or ``[N, L]``; 1 for classes.
+
+    The Hessian of cross-entropy in the logits is ``(sum_c y_c) (diag(p) - p p^T)``.
+
+    Raises:
+        ValueError: it is negative, a class is, or targets are neither (:func:`prediction_shape`).
+    """
+    require_labels(targets)
+    shape = prediction_shape(targets)
+    if not targets.is_floating_point():
+        return torch.ones(shape, device=targets.device)
+    mass = targets.sum(1)
+    if bool((mass < 0).any()):
+        raise ValueError(
+            f"targets must be classes or probabilities of classes, got numbers that sum to "
+            f"{float(mass.min()):.4g}; for such a loss use hutchinson"
+        )
+    return mass
 
 
 def predictions(logits: Tensor) -> int:

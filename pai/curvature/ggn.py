@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pai.curvature.estimate import Estimate
 from pai.curvature.fisher import (
+    label_mass,
     prediction_shape,
     predictions,
     require_cross_entropy,
@@ -28,12 +29,13 @@ from pai.objective import Batches, LossFn, check_temperature, mean_gradient
 class ExactGGN:
     """``h_i = (1/(N L)) sum_n sum_l sum_c (J_nl^T s_nlc)_i^2``, ``J_nl`` Jacobian of ``f_nl / T``.
 
-    ``sum_c s_nlc s_nlc^T = diag(p_nl) - p_nl p_nl^T`` is the Hessian of cross-entropy. It has rank
-    C - 1, so the columns ``s_nlc`` of its Cholesky factor are C - 1 (:func:`cholesky_columns`), and
-    the backward passes are ``L (C - 1)``; ``max_classes`` bounds ``L C``. No noise. Where the
-    network is piecewise linear in each single weight (affine layers, ReLU, max pooling, residual
-    additions, BatchNorm in eval mode, no shared weights) it equals the diagonal of the Hessian;
-    elsewhere (GELU, attention, weight sharing) it is the Gauss-Newton part of it
+    ``sum_c s_nlc s_nlc^T = y_nl (diag(p_nl) - p_nl p_nl^T)`` is the Hessian of cross-entropy, with
+    ``y_nl`` the sum of the targets: 1 unless they name several classes at once. It has rank C - 1,
+    so the columns ``s_nlc`` of its Cholesky factor are C - 1 (:func:`cholesky_columns`), and the
+    backward passes are ``L (C - 1)``; ``max_classes`` bounds ``L C``. No noise. Where the network
+    is piecewise linear in each single weight (affine layers, ReLU, max pooling, residual additions,
+    BatchNorm in eval mode, no shared weights) it equals the diagonal of the Hessian; elsewhere
+    (GELU, attention, weight sharing) it is the Gauss-Newton part of it
     (:func:`pai.curvature.curved_parameters` finds out). Source: Schraudolph 2002, Neural
     Computation 14(7); Martens 2020, arXiv 1412.1193, section 9.
     """
@@ -54,18 +56,21 @@ class ExactGGN:
         """Return the diagonal; the mean gradient costs one pass more.
 
         Raises:
-            ValueError: a ``loss_fn`` was given, the outputs are no logits that fit the targets, or
-                there are too many of them (:meth:`check_outputs`).
+            ValueError: a ``loss_fn`` was given, the outputs are no logits that fit the targets,
+                there are too many of them (:meth:`check_outputs`), or targets are negative.
         """
         require_cross_entropy(loss_fn, "exact_ggn")
 
         def columns(outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
-            logits = require_logits(outputs, prediction_shape(targets)) / self.temperature
+            mass = label_mass(targets)
+            logits = require_logits(outputs, tuple(mass.shape)) / self.temperature
             self.check_outputs(tuple(logits.shape))
             count = predictions(logits)
-            for position in logits.reshape(*logits.shape[:2], count).unbind(2):
+            scales = (mass.to(logits) / count).sqrt().reshape(-1, 1, count)
+            positions = logits.reshape(*logits.shape[:2], count)
+            for position, scale in zip(positions.unbind(2), scales.unbind(2), strict=True):
                 for column in cholesky_columns(position.detach().softmax(1)):
-                    yield (column * position).sum() / count**0.5
+                    yield (scale * column * position).sum()
 
         def trial(outputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
             require_logits(outputs, prediction_shape(targets))
