@@ -18,7 +18,7 @@ class Sequence(nn.Sequential):
     """Each position is classified: ``[N, C, L]``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).transpose(1, 2)  # type: ignore[no-any-return]
+        return super().forward(x).transpose(1, 2)
 
 
 def problem(positions: tuple[int, ...]) -> tuple[nn.Module, Tensor, Tensor]:

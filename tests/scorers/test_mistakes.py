@@ -60,6 +60,13 @@ def test_a_loss_that_is_no_mean_over_samples_is_warned_of(loss: nn.Module) -> No
         pai.load_scorer("snip")(mlp(), [(X, Y)], loss_fn=loss)
 
 
+def test_neither_is_one_in_a_batch_that_begins_with_many_samples_of_a_class() -> None:
+    x, y = torch.randn(60, 4), torch.arange(3).repeat_interleave(20)
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5, 20]))
+    with pytest.warns(UserWarning, match=r"no mean over samples \(of 8: "):
+        pai.load_scorer("snip")(mlp(), [(x, y)], loss_fn=loss)
+
+
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(label_smoothing=0.1), F.cross_entropy])
 def test_a_loss_that_is_one_is_not(loss: Any) -> None:
     pai.load_scorer("snip")(mlp(), [(X, Y)], loss_fn=loss)
