@@ -23,14 +23,14 @@ from pai.tracking.base import Session
 from pai.training.checkpoint import load_checkpoint, save_checkpoint
 
 MASK_FILE, MODEL_FILE, CHECKPOINT_FILE = "mask.safetensors", "model.safetensors", "checkpoint.pt"
-ROUNDS_FILE, _ROUND_FILES = "rounds.pt", "round-*.pt"
+ROUNDS_FILE, ROUND_FILES = "rounds.pt", "round-*.pt"
 SCORES_FILE = "scores.safetensors"
 _log = logging.getLogger("pai")
 
 
 def remove_checkpoints(run_dir: Path) -> None:
     """Remove what only an unfinished run needs."""
-    for path in (run_dir / CHECKPOINT_FILE, run_dir / ROUNDS_FILE, *run_dir.glob(_ROUND_FILES)):
+    for path in (run_dir / CHECKPOINT_FILE, run_dir / ROUNDS_FILE, *run_dir.glob(ROUND_FILES)):
         path.unlink(missing_ok=True)
 
 
@@ -68,14 +68,14 @@ class Output:
 
     def round_checkpoint(self, number: int) -> Path | None:
         """Return where the training of a round before the mask keeps its state."""
-        return self._run_dir / _ROUND_FILES.replace("*", str(number + 1))
+        return self._run_dir / ROUND_FILES.replace("*", str(number + 1))
 
     def round_done(self, state: dict[str, Any]) -> None:
         """Store what the rounds so far have come to, after the record that belongs to it."""
         self._clock.tick()
         write_record(self._run_dir, self._record)
         save_checkpoint(self._run_dir / ROUNDS_FILE, state)
-        done = self._run_dir / _ROUND_FILES.replace("*", str(state["done"]))
+        done = self._run_dir / ROUND_FILES.replace("*", str(state["done"]))
         done.unlink(missing_ok=True)
 
     def stored_rounds(self) -> dict[str, Any] | None:

@@ -1,8 +1,6 @@
 """The whole pipeline: data, model, BatchNorm warmup, scores, mask, training, record."""
 
 import datetime
-import os
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,21 +12,21 @@ from pai.data.task import Bundle
 from pai.distributed import broadcast_object, world_size
 from pai.environment import describe_environment, peak_memory_gib, reset_peak_memory
 from pai.errors import ConfigError
-from pai.identity import IGNORED, below, flatten
 from pai.masking.mask import apply_mask
 from pai.masking.select import Mask
 from pai.memory import memory_budget
 from pai.output import CHECKPOINT_FILE, ROUNDS_FILE, NoOutput, Output, remove_checkpoints
 from pai.plan import Plan
 from pai.precision import scoring_precision
-from pai.records import FolderInUseError, alone_in, read_record, remove_partial_writes, write_record
+from pai.records import FolderInUseError, alone_in, remove_partial_writes, write_record
 from pai.rounds import check_steps, prune_in_rounds
+from pai.run_directory import check_run_directory, directory_setting
 from pai.scoring import Draw, score_and_select, scoring_samples
 from pai.seeding import global_seed, seed_of
 from pai.tracking.base import RunLabels
 from pai.training.loop import train
 
-_MAY_CHANGE = tuple(key for key in IGNORED if key != "device")  # when an unfinished run goes on
+__all__ = ["check_run_directory", "directory_setting", "follow", "run"]
 
 
 def run(
@@ -43,8 +41,8 @@ def run(
         The record; the stored one, unchanged, if the run was complete already.
 
     Raises:
-        ConfigError: the directory holds a run with another configuration, or another process is at
-            work there.
+        ConfigError: the directory holds a run with another configuration or files that are no
+            run's (:func:`check_run_directory`), or another process is at work there.
         Exception: whatever made the work fail, after the record says so.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -96,51 +94,18 @@ def follow(plan: Plan) -> None:
         _pipeline(plan, record, Clock({}, plan.device), NoOutput())
 
 
-def directory_setting(*, multirun: bool) -> str:
-    """Return the name of the setting that chooses the run directory."""
-    return "hydra.sweep.dir" if multirun else "hydra.run.dir"
-
-
-def check_run_directory(
-    run_dir: Path, config: Mapping[str, Any], setting: str = "hydra.run.dir"
-) -> dict[str, Any] | None:
-    """Return the record of an earlier run of the same configuration in ``run_dir``, if any.
-
-    Raises:
-        ConfigError: the directory holds a run with another configuration (what only changes how
-            fast it computes and where it is logged aside); names ``setting``, which has chosen it.
-    """
-    parent = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ConfigError(f"{setting}: {run_dir} cannot be made: {parent} is no writable folder")
-    try:
-        record = read_record(run_dir)
-    except ValueError as error:
-        raise ConfigError(f"{setting}: {error}; choose another directory") from error
-    if record is None:
-        return None
-    stored, wanted = flatten(record.get("config", {})), flatten(config)
-    for key in sorted({*stored, *wanted}):
-        if stored.get(key) != wanted.get(key) and not below(key, _MAY_CHANGE):
-            raise ConfigError(
-                f"{setting}: {run_dir} holds a run with {key}={stored.get(key, '(not there)')}, "
-                f"not {wanted.get(key, '(not there)')}; choose another directory, or remove this "
-                f"one"
-            )
-    return record
-
-
 def _what_remains(run_dir: Path, earlier: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return the record of the work that need not be repeated, if there is any.
 
     Without a checkpoint of the training, the mask is found again from what the rounds have stored.
     """
-    if earlier is not None:
-        if earlier["mask"] is not None and (run_dir / CHECKPOINT_FILE).exists():
-            return earlier
-        if (run_dir / ROUNDS_FILE).exists():
-            (run_dir / CHECKPOINT_FILE).unlink(missing_ok=True)
-            return earlier | {"mask": None}
+    if earlier is None:
+        return None
+    if earlier["mask"] is not None and (run_dir / CHECKPOINT_FILE).exists():
+        return earlier
+    if (run_dir / ROUNDS_FILE).exists():
+        (run_dir / CHECKPOINT_FILE).unlink(missing_ok=True)
+        return earlier | {"mask": None}
     remove_checkpoints(run_dir)  # nothing says what they are from
     return None
 

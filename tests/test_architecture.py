@@ -25,7 +25,7 @@ LAYERS = (
     {"schema", "library", "scorers", "masking", "training", "export", "launchers"},
     {"explain"},
     {"compose", "plan", "output", "cache_command"},
-    {"rounds", "scoring"},
+    {"rounds", "run_directory", "scoring"},
     {"runner", "estimate"},
     {"job", "dry_run"},
     {"sweep"},

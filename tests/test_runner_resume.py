@@ -339,12 +339,3 @@ def test_a_session_that_cannot_start_fails_the_run(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no disk"):
         run(plan(tracker=Spy(refuse)), tmp_path, LABELS)
     assert record_in(tmp_path)["error"] == "OSError: no disk"
-
-
-def test_a_checkpoint_without_its_record_is_not_trusted(whole: Path, tmp_path: Path) -> None:
-    run_dir = shutil.copytree(whole / "epoch 2", tmp_path / "run")
-    (run_dir / "record.json").unlink()
-    left_over = tiny_run(run_dir, *SETTINGS, "seed=1")
-    fresh = tiny_run(tmp_path / "fresh", *SETTINGS, "seed=1")
-    assert untimed(left_over["history"]) == untimed(fresh["history"])
-    assert left_over["metrics"] == fresh["metrics"]
