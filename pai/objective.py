@@ -4,6 +4,7 @@ Outputs are ``[N, C]``, or ``[N, C, L]`` for samples with L predictions each; ta
 ``[N, L]``. The loss ``l_n`` of a sample is the mean over its own predictions.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -31,8 +32,8 @@ WHOLE_BATCHES = (
 
 
 def check_temperature(temperature: float) -> None:
-    """Raise ``ValueError`` unless ``temperature`` is positive."""
-    if not temperature > 0:
+    """Raise ``ValueError`` unless ``temperature`` is positive and finite."""
+    if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive, got {temperature}")
 
 
@@ -111,6 +112,16 @@ def _warn_unless_mean(loss_fn: LossFn, outputs: Tensor, targets: Tensor) -> None
         )  # fmt: skip
 
 
+def magnified(temperature: float) -> float:
+    """Return the power of two nearest to T, to multiply the loss by before differentiating.
+
+    A loss at ``f / T`` has derivatives about T times smaller than at ``f``, and those of short
+    floating-point numbers would end in zeros. Divided by it in the type of sums
+    (:func:`sum_type`), longer numbers have the same digits as without.
+    """
+    return math.ldexp(1.0, round(math.log2(temperature)))
+
+
 def sum_type(kind: torch.dtype) -> torch.dtype:
     """Return the type for sums over samples of numbers of a type: float32 for shorter ones."""
     return torch.promote_types(kind, torch.float32)
@@ -175,14 +186,14 @@ def _mean_gradient(
     loss_fn: LossFn | None, temperature: float, *, shared: bool,
 ) -> Named:  # fmt: skip
     total = zero_sums(parameters)
-    samples = 0
+    samples, scale = 0, magnified(temperature)
     for inputs, targets in batches:
-        loss = mean_loss(model(inputs), targets, loss_fn, temperature)
+        loss = scale * mean_loss(model(inputs), targets, loss_fn, temperature)
         for name, gradient in gradients(loss, parameters).items():
-            total[name] += len(targets) * gradient
+            total[name] += len(targets) * gradient.to(total[name].dtype)
         samples += len(targets)
     if shared:
         samples = add_up([total], samples)
     else:
         require_samples(samples)
-    return {name: value / samples for name, value in total.items()}
+    return {name: value / samples / scale for name, value in total.items()}

@@ -21,6 +21,7 @@ from pai.objective import (
     Named,
     check_temperature,
     gradients,
+    magnified,
     mean_gradient,
     mean_loss,
     zero_sums,
@@ -87,7 +88,7 @@ class Hutchinson:
             for k in range(self.num_probes):
                 stream = torch.Generator().manual_seed(seed + position * self.num_probes + k)
                 probe = {n: rademacher(p, stream) for n, p in parameters.items()}
-                share = len(targets) / self.num_probes
+                share = len(targets) / self.num_probes / magnified(self.temperature)
                 for name, value in times(probe).items():
                     diagonal[name].add_(probe[name] * value, alpha=share)
             samples += len(targets)
@@ -119,7 +120,10 @@ def rademacher(like: Tensor, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Some samples and the objective's parts: outputs, their mean loss, derivatives by name."""
+    """Some samples and the objective's parts: outputs, their mean loss, derivatives by name.
+
+    The loss, and with it all products, are :func:`pai.objective.magnified`.
+    """
 
     model: nn.Module
     inputs: Tensor
@@ -129,7 +133,8 @@ class _Chunk:
     temperature: float
 
     def loss(self, outputs: Tensor) -> Tensor:
-        return mean_loss(outputs, self.targets, self.loss_fn, self.temperature)
+        loss = mean_loss(outputs, self.targets, self.loss_fn, self.temperature)
+        return magnified(self.temperature) * loss
 
     def _zeros(self) -> Named:
         return {name: torch.zeros_like(p) for name, p in self.parameters.items()}

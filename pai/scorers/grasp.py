@@ -1,5 +1,6 @@
 """GraSP: keep the weights whose removal would most reduce the gradient flow."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pai.objective import (
     Named,
     check_temperature,
     gradients,
+    magnified,
     mean_gradient,
     mean_loss,
     zero_sums,
@@ -80,7 +82,8 @@ class Grasp(Scorer):
         loss_fn: LossFn | None, vector: Named,
     ) -> Named:  # fmt: skip
         total = zero_sums(parameters)
-        samples = 0
+        samples, scale, size = 0, magnified(self.temperature), _size(vector)
+        direction = {name: value / size for name, value in vector.items()}
         whole = self.train_batchnorm
         with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
             for inputs, targets in (
@@ -88,18 +91,24 @@ class Grasp(Scorer):
             ):
                 with FastSecondDerivatives():
                     loss = mean_loss(model(inputs), targets, loss_fn, self.temperature)
-                slope = gradients(loss, parameters, create_graph=True)
+                slope = gradients(scale * loss, parameters, create_graph=True)
                 samples += len(targets)
-                inner = torch.stack([(slope[n] * vector[n]).sum() for n in parameters]).sum()
+                inner = torch.stack([(slope[n] * direction[n]).sum() for n in parameters]).sum()
                 if not inner.requires_grad:  # the gradient is constant, the Hessian zero
                     continue
                 for name, product in gradients(inner, parameters).items():
-                    total[name] += len(targets) * product
+                    total[name] += len(targets) * product.to(total[name].dtype)
         if whole:
             require_samples(samples)
         else:
             samples = add_up([total], samples)
-        return {name: value / samples for name, value in total.items()}
+        return {name: value / samples / scale * size for name, value in total.items()}
+
+
+def _size(vector: Named) -> float:
+    """Return the power of two above the norm of a vector: divided by it, short numbers hold it."""
+    norm = torch.stack([value.norm() for value in vector.values()]).norm()
+    return math.ldexp(1.0, math.frexp(float(norm))[1])
 
 
 @dataclass(frozen=True)
