@@ -90,8 +90,9 @@ def _layers(model: nn.Module) -> Iterator[nn.Module]:
 
 def _weights(layer: nn.Module) -> Iterator[nn.Parameter]:
     attention = isinstance(layer, nn.MultiheadAttention)
+    own = dict(layer.named_parameters(recurse=False))  # asking for a computed weight computes it
     for name in _ATTENTION_WEIGHT_NAMES if attention else _WEIGHT_NAMES:
-        parameter = getattr(layer, name, None)
+        parameter = own.get(name)
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ValueError(
                 f"the weight of {type(layer).__name__} has no shape yet: run the model on one "
@@ -103,6 +104,5 @@ def _weights(layer: nn.Module) -> Iterator[nn.Parameter]:
 
 def _is_computed(module: nn.Module) -> bool:
     """Return whether the weight of a layer is no parameter but made of others."""
-    return isinstance(module, (nn.Linear, *_CONVOLUTIONS)) and not isinstance(
-        module.weight, nn.Parameter
-    )
+    own = dict(module.named_parameters(recurse=False))
+    return isinstance(module, (nn.Linear, *_CONVOLUTIONS)) and "weight" not in own

@@ -78,12 +78,11 @@ def curvature_diagonal(
     except TypeError as error:
         raise ValueError(f"estimator {estimator}: {error}") from None
     check_batches(batches)
-    if parameters is None:
-        parameters = prunable_parameters(model)
+    chosen = prunable_parameters(model) if parameters is None else parameters
 
     def compute() -> Named:
         return method(
-            model, batches, parameters, loss_fn=loss_fn, generator=generator, with_gradient=False
+            model, batches, chosen, loss_fn=loss_fn, generator=generator, with_gradient=False
         ).diagonal
 
     with scoring_mode(model):

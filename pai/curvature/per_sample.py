@@ -226,7 +226,8 @@ def _add_by_rules(
     """Add what the rules give; return the names for which they do not hold and added nothing."""
     inputs, targets = batch
     with recording(model, parameters, sums, len(inputs)) as recorder:
-        outputs = model(inputs)
+        with recorder.forward_pass():
+            outputs = model(inputs)
         if recorder.names:
             for scalar in pullbacks(outputs, targets):
                 if scalar.requires_grad:  # otherwise no covered layer has taken part

@@ -6,6 +6,7 @@ squares of their products are summed (``products.py``). autograd's own weight gr
 computed.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten
 
 from pai.curvature.attention import open_attention
 from pai.curvature.fused import Precision as FusedPrecision
@@ -70,12 +73,35 @@ class _Use:
             )
 
 
+class _Uses(TorchFunctionMode):
+    """Counts how often each weight is given to a function that a gradient can come back through."""
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+        self._names = names
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        made = out[0] if isinstance(out, tuple | list) and out else out
+        if isinstance(made, Tensor) and torch.is_grad_enabled() and func not in _WITHOUT_GRADIENT:
+            leaves, _ = tree_flatten((args, kwargs))
+            self.counts.update(self._names[id(x)] for x in leaves if id(x) in self._names)
+        return out
+
+
+_WITHOUT_GRADIENT = (Tensor.detach, Tensor.data.__get__)  # type: ignore[attr-defined]
+
+
 class Recorder:
     """Collects the uses of weights in one forward pass and adds what backward passes bring.
 
     ``refused`` names weights of which a use does not fit its layer's rule, above all because the
     first axis of the input is not that of the samples (tokens that were flattened, experts that see
-    some tokens, prototypes beside samples). Nothing is added for them.
+    some tokens, prototypes beside samples), or which are used outside their layers too. Nothing is
+    added for them.
     """
 
     def __init__(self, sums: Sums, parameters: Mapping[str, nn.Parameter], samples: int) -> None:
@@ -84,6 +110,7 @@ class Recorder:
         self._parameters = parameters
         self._samples = samples
         self._uses: dict[tuple[str, int | None], list[_Use]] = {}
+        self._calls: Counter[str] = Counter()
         self._seen: set[str] = set()
         self._starts: list[Tensor] = []
 
@@ -102,6 +129,7 @@ class Recorder:
             return output
         if not torch.is_grad_enabled():  # no gradient comes from here
             return output
+        self._calls[name] += 1
         use = _Use(name, rows, module, RULES[type(module)], inputs.detach(), inputs._version)
         self._uses.setdefault((name, rows.start), []).append(use)
         if not output.requires_grad:  # the first layer of the graph: autograd starts here
@@ -109,6 +137,14 @@ class Recorder:
             output = output.clone()
         output.register_hook(lambda gradient: self._receive(use, gradient.detach()))
         return output
+
+    @contextmanager
+    def forward_pass(self) -> Iterator[None]:
+        """Let the forward pass run in the block: uses of weights that no layer tells are seen."""
+        names = {id(parameter): name for name, parameter in self._parameters.items()}
+        with _Uses(names) as uses:
+            yield
+        self.refused |= {n for n, count in uses.counts.items() if count != self._calls[n]}
 
     def _fits(self, name: str, rule: Rule, inputs: Any, output: Any) -> bool:
         """Return whether the rule is for this use of the weight."""

@@ -170,23 +170,46 @@ def nothing_in_the_first_samples(dead: int) -> Callable[[], Problem]:
     return problem
 
 
-class UsedOutsideToo(nn.Module):
-    """A weight that is used by its layer and again behind its back, on as many rows."""
+class Doubled(nn.Module):
+    """A layer whose output a hook doubles, of which the rule knows nothing."""
 
     def __init__(self, width: int = 4, outputs: int = 3) -> None:
         super().__init__()
         self.layer = nn.Linear(width, width, bias=False)
         self.head = nn.Linear(width, outputs, bias=False)
+        self.layer.register_forward_hook(lambda module, inputs, output: 2 * output)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.layer(x) + F.linear(x, self.layer.weight))
+        return self.head(self.layer(x))
 
 
-def used_outside_after(dead: int) -> Callable[[], Problem]:
+def doubled_after(dead: int) -> Callable[[], Problem]:
     def problem() -> Problem:
         x = torch.randn(N, 4)
-        x[:dead] = 0  # no gradient for the layer, of which the rule sees one use of two
-        return UsedOutsideToo(), x, labels()
+        x[:dead] = 0  # no gradient for the layer
+        return Doubled(), x, labels()
+
+    return problem
+
+
+class UsedOutsideToo(nn.Module):
+    """Layers whose weights are used behind their backs too, for the last samples alone."""
+
+    def __init__(self, again: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.again = again
+
+    def forward(self, x: Tensor) -> Tensor:
+        late = (x[:, :1] > 0).to(x.dtype)
+        return self.head(torch.tanh(self.layer(x) + late * self.again(x, self.layer.weight)))
+
+
+def used_outside(again: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Problem]:
+    def problem() -> Problem:
+        x = torch.randn(N, 4)
+        x[:, 0] = x[:, 0].abs() * torch.tensor([-1] * 4 + [1] * (N - 4))
+        return UsedOutsideToo(again), x, labels()
 
     return problem
 
@@ -206,7 +229,12 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "shared convolution": lambda: (SharedConvolution(), torch.randn(N, 2, 6, 6), labels()),
     "nothing in the first sample": nothing_in_the_first_samples(1),
     "nothing in the first five": nothing_in_the_first_samples(5),
-    **{f"used outside too, after {n}": used_outside_after(n) for n in (0, 1, 2, 3, 5)},
+    **{f"doubled, after {n}": doubled_after(n) for n in (0, 1, 2, 3, 5)},
+    "used again": used_outside(F.linear),
+    "its transpose used": used_outside(lambda x, w: x @ w.T),
+    "a view of it used": used_outside(lambda x, w: x @ w.view(4, 4)),
+    "used among others": used_outside(lambda x, w: x @ torch.cat([w, w])[:4]),
+    "its numbers used": used_outside(lambda x, w: x * w.detach().norm() * w.data[0]),
 }
 
 
@@ -281,6 +309,14 @@ def test_slow_layers_are_announced_once() -> None:
     assert len(caught) == 1
 
 
+def test_a_weight_whose_numbers_alone_are_used_is_no_slow_layer() -> None:
+    model, x, y = problem("its numbers used")
+    pai.curvature_diagonal(model, [(x, y)], "empirical_fisher")  # would warn
+    model, x, y = problem("used again")
+    with pytest.warns(UserWarning, match=r"no fast per-sample rule for layer\.weight: "):
+        pai.curvature_diagonal(model, [(x, y)], "empirical_fisher")
+
+
 def test_a_frozen_layer_is_no_slow_layer() -> None:
     model, x, y = problem("frozen")
     pai.curvature_diagonal(model, [(x, y)], "empirical_fisher")  # would warn
@@ -328,9 +364,9 @@ def test_a_model_without_parameters_in_its_graph_has_no_curvature() -> None:
 def test_gradients_that_cancel_are_gradients(dead: int) -> None:
     """Two samples with opposite gradients: the sum over them is exactly zero.
 
-    The layer's weight is used outside too, which only a trial on these samples can show.
+    That the rule is wrong, only a trial on these samples can show.
     """
-    model = UsedOutsideToo(width=2, outputs=1).double()
+    model = Doubled(width=2, outputs=1).double()
     x, y = torch.zeros(dead + 2, 2).double(), torch.zeros(dead + 2, 1).double()
     x[dead:], y[dead], y[dead + 1] = 1.0, 1.0, -1.0
     with torch.no_grad():
@@ -343,7 +379,7 @@ def test_gradients_that_cancel_are_gradients(dead: int) -> None:
 
 
 def test_gradients_whose_squares_are_zero_are_not_tried_for_ever() -> None:
-    class Counted(UsedOutsideToo):
+    class Counted(Doubled):
         passes = 0
 
         def forward(self, x: Tensor) -> Tensor:
