@@ -11,6 +11,23 @@ IGNORED = (
     "dataset.num_workers", "dataset.download", "dataset.find_duplicates",
 )  # fmt: skip
 
+# Keys that came later, and what a record means that is older than they are.
+ADDED = {"scoring.precision": "float32"}
+
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a record with the keys of ``ADDED`` that it lacks.
+
+    Only where the section is there that a key belongs to.
+    """
+    whole = dict(config)
+    for key, value in ADDED.items():
+        section, _, name = key.partition(".")
+        inner = whole.get(section)
+        if isinstance(inner, Mapping) and name not in inner:
+            whole[section] = {**inner, name: value}
+    return whole
+
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Return the leaves of ``tree`` as ``{dotted key: JSON}``; lists and empty dicts are leaves."""
@@ -36,5 +53,7 @@ def digest(config: Mapping[str, Any], ignored: Iterable[str] = IGNORED) -> str:
     that are repetitions of each other share it.
     """
     ignored = tuple(ignored)
-    kept = {key: value for key, value in flatten(config).items() if not below(key, ignored)}
+    kept = {
+        key: value for key, value in flatten(completed(config)).items() if not below(key, ignored)
+    }
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]

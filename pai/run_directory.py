@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pai.errors import ConfigError
-from pai.identity import IGNORED, below, flatten
+from pai.identity import IGNORED, below, completed, flatten
 from pai.output import (
     CHECKPOINT_FILE,
     MASK_FILE,
@@ -55,7 +55,7 @@ def check_run_directory(
                 f"run would overwrite or remove it; choose another directory, or move it"
             )
         return None
-    stored, wanted = flatten(record.get("config", {})), flatten(config)
+    stored, wanted = flatten(completed(record.get("config", {}))), flatten(config)
     for key in sorted({*stored, *wanted}):
         if stored.get(key) != wanted.get(key) and not below(key, _MAY_CHANGE):
             raise ConfigError(

@@ -29,6 +29,7 @@ import pai
 from pai.data.bundle import DataSpec
 from pai.errors import ConfigError
 from pai.flops import forward_cost
+from pai.identity import completed
 from pai.output import MODEL_FILE
 from pai.plan import prepare
 from pai.records import read_record, write_bytes_atomically
@@ -45,7 +46,7 @@ def rebuild(run_dir: Path) -> tuple[nn.Module, DataSpec]:
     record = read_record(run_dir)
     if record is None or record["status"] != "completed":
         raise ConfigError(f"{run_dir} holds no completed run")
-    plan = prepare(record["config"] | {"device": "cpu"})
+    plan = prepare(completed(record["config"]) | {"device": "cpu"})
     if not isinstance(plan.spec, DataSpec):
         raise ConfigError(f"{run_dir} holds a run on {plan.spec.task.data}; images are needed")
     model = plan.build_model()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pai.errors import ConfigError
-from pai.identity import IGNORED, digest
+from pai.identity import IGNORED, completed, digest
 from pai.records import FILE_NAME
 from pai.reports.extra import require
 
@@ -182,7 +182,7 @@ def collect(*folders: Path) -> Collection:
             reason = f"no record of a run: no valid {', '.join(absent)}"
             damaged.append(LeftOut(Path(folder), reason))
         else:
-            runs.append(Run(Path(folder), record))
+            runs.append(Run(Path(folder), record | {"config": completed(record["config"])}))
     return Collection(tuple(folders), tuple(runs), tuple(damaged), tuple(texts))
 
 
