@@ -7,6 +7,7 @@ Outputs are ``[N, C]``, or ``[N, C, L]`` for samples with L predictions each; ta
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -38,12 +39,12 @@ def check_temperature(temperature: float) -> None:
 
 
 def first_inputs(batches: Batches) -> Tensor:
-    """Return the inputs of the first batch, for scores that only need their shape.
+    """Return the inputs of the first batch with samples, for what only needs their shape.
 
     Raises:
-        ValueError: there is no batch at all.
+        ValueError: there is no batch at all, or it is none (:func:`check_batches`).
     """
-    for inputs, _ in batches:
+    for inputs, _ in check_batches(batches):
         return inputs
     raise ValueError("batches is empty: scoring needs the shape of a sample")
 
@@ -135,8 +136,13 @@ def zero_sums(parameters: Mapping[str, Tensor]) -> Named:
     }
 
 
-def check_batches(batches: Batches) -> None:
-    """Raise ``ValueError`` if ``batches`` can be read only once or is a single batch."""
+def check_batches(batches: Batches) -> Batches:
+    """Return ``batches`` without those that have no samples, each looked at when it is read.
+
+    Raises:
+        ValueError: ``batches`` can be read only once or is a single batch. On reading: inputs or
+            targets are not one tensor.
+    """
     if isinstance(batches, Iterator):
         raise ValueError(
             "batches can be read only once, and scoring may read them again; give a list or a "
@@ -144,6 +150,22 @@ def check_batches(batches: Batches) -> None:
         )
     if isinstance(batches, tuple | list) and any(isinstance(part, Tensor) for part in batches):
         raise ValueError("batches must be a list of (inputs, targets), as in [(inputs, targets)]")
+    return _Checked(batches)
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What :func:`check_batches` returns."""
+
+    batches: Batches
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for inputs, targets in self.batches:
+            for name, value in (("inputs", inputs), ("targets", targets)):
+                if not isinstance(value, Tensor):
+                    raise ValueError(f"{name} must be one tensor, got {type(value).__name__}")
+            if len(targets) > 0:
+                yield inputs, targets
 
 
 def gradients(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pai.objective import Batches, gradients
+from pai.objective import Batches, first_inputs, gradients
 from pai.state import scoring_mode
 
 _SAMPLES = 2
@@ -32,9 +32,7 @@ def curved_parameters(
     Raises:
         ValueError: there is no batch at all.
     """
-    inputs = next((x[:_SAMPLES] for x, _ in batches), None)
-    if inputs is None:
-        raise ValueError("batches is empty: at least one sample is needed")
+    inputs = first_inputs(batches)[:_SAMPLES]
     stream = torch.Generator().manual_seed(_SEED)
     curved = []
     with scoring_mode(model), sdpa_kernel(SDPBackend.MATH):

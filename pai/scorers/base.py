@@ -55,10 +55,10 @@ class Scorer(ABC):
         Raises:
             RunError: a score is NaN or infinite; the parameter is named. Or memory does not suffice
                 for a single sample, or for what the method never cuts.
-            ValueError: ``batches`` is empty, can be read only once or does not fit the method; or
-                there is nothing to score.
+            ValueError: ``batches`` is empty, can be read only once, has other things in it than
+                pairs of tensors or does not fit the method; or there is nothing to score.
         """
-        check_batches(batches)
+        batches = check_batches(batches)
         if parameters is None:
             parameters = prunable_parameters(model)
         if not parameters:

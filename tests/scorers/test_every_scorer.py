@@ -102,6 +102,28 @@ def test_no_batch_is_an_error(name: str) -> None:
         pai.load_scorer(name)(model, [])
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*((name, {}) for name in pai.available_scorers()),
+     ("snip", {"train_batchnorm": True}), ("grasp", {"train_batchnorm": True})],
+)  # fmt: skip
+def test_batches_without_samples_change_nothing(name: str, options: dict[str, Any]) -> None:
+    model, batches = problem()
+    (x, y), last = batches
+    empty = x[:0], y[:0]
+    scorer = pai.load_scorer(name, **options)
+
+    def scores(batches: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        return dict(scorer(model, batches, generator=torch.Generator().manual_seed(0)))
+
+    expected, found = scores(batches), scores([empty, (x, y), empty, last, empty])
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    parameters = pai.prunable_parameters(model)
+    assert scorer.describe(model, [empty, last], parameters) == scorer.describe(
+        model, [last], parameters
+    )
+
+
 def test_unknown_names_and_options_are_explained() -> None:
     with pytest.raises(ValueError, match="did you mean 'hts'"):
         pai.load_scorer("htss")

@@ -82,3 +82,22 @@ def test_real_targets_have_no_fisher_of_labels(name: str) -> None:
 def test_nothing_to_score_is_an_error(name: str) -> None:
     with pytest.raises(ValueError, match=r"no prunable weights.*include_classifier=True"):
         pai.load_scorer(name)(nn.Linear(4, 3), [(X, Y)])
+
+
+@pytest.mark.parametrize("name", ["snip", "fd", "hd", "synflow", "ntk_sap", "prospr", "grasp"])
+@pytest.mark.parametrize("odd", [{"x": X}, (X, X)], ids=["dict", "tuple"])
+def test_inputs_that_are_not_one_tensor_are_refused(name: str, odd: Any) -> None:
+    class Several(nn.Sequential):
+        def forward(self, x: Any) -> Tensor:
+            return super().forward(x["x"] if isinstance(x, dict) else x[0])
+
+    model = Several(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    message = f"^inputs must be one tensor, got {type(odd).__name__}$"
+    with pytest.raises(ValueError, match=message):
+        pai.load_scorer(name)(model, [(odd, Y)])
+
+
+def test_targets_that_are_not_one_tensor_are_refused() -> None:
+    batches: Any = [(X, list(range(6)))]
+    with pytest.raises(ValueError, match=r"^targets must be one tensor, got list$"):
+        pai.load_scorer("snip")(mlp(), batches)
