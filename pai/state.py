@@ -1,14 +1,16 @@
 """Scoring is a function of the model's state: whatever a block does to it is undone at the end."""
 
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
+from pai.modes import OwnModes
 from pai.precision import chosen_multiplications
 
 _NONE: Mapping[int, tuple[Tensor, Tensor]] = MappingProxyType({})
@@ -20,7 +22,8 @@ _pruned = ContextVar("masked weights", default=_NONE)
 def scoring_mode(model: nn.Module) -> Iterator[None]:
     """Put ``model`` into eval mode without gradients; restore every bit of its state afterwards.
 
-    Restored, also when the block raises: each module's train/eval flag, each parameter's
+    Restored, also when the block raises: each module's train/eval flag, what modules with a
+    ``train()`` of their own do to themselves when it changes, each parameter's
     ``requires_grad`` and ``.grad`` (the same object), all buffers (those that were not there before
     go), and parameters that the forward pass itself renormalises (``max_norm`` of an embedding) or
     gives new data. Inside the block no parameter has a gradient, all floating-point parameters
@@ -38,15 +41,15 @@ def scoring_mode(model: nn.Module) -> Iterator[None]:
     fastpath = torch.backends.mha.get_fastpath_enabled()
     training = {module: module.training for module in model.modules()}
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    buffers, weights = Buffers(model.modules()), _Weights(model)
+    modes = OwnModes(model)
+    buffers, weights = Buffers(model.modules()), _Weights(model, modes.weights)
     try:
-        model.eval()
         torch.backends.mha.set_fastpath_enabled(False)
         for parameter, _, _ in parameters:
             parameter.grad = None
             if parameter.is_floating_point():
                 parameter.requires_grad_(True)
-        with torch.enable_grad(), chosen_multiplications():
+        with modes.entered_anew(), torch.enable_grad(), chosen_multiplications(), _uncompiled():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
@@ -58,6 +61,16 @@ def scoring_mode(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             buffers.restore()
             weights.restore()
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """Return a context in which compiled networks run as they were written.
+
+    A compiled pass has no second derivative, or, with some backends, a wrong one.
+    """
+    if "torch._dynamo" not in sys.modules:  # nothing can be compiled; importing it takes a second
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 class Buffers:
@@ -90,11 +103,11 @@ class Buffers:
 class _Weights:
     """The parameters of a model, whose values scoring does not change, but a forward pass may."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, copies: Mapping[nn.Parameter, Tensor]) -> None:
         self._named = dict(model.named_parameters())
         self._data = {name: p.data for name, p in self._named.items()}  # the same memory
         self._versions = {name: p._version for name, p in self._named.items()}
-        self._copies = {
+        self._copies = dict(copies) | {
             module.weight: module.weight.detach().clone()
             for module in model.modules()
             if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None

@@ -16,14 +16,15 @@ NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 TREES = {name: ast.parse(path.read_text()) for name, path in zip(NAMES, FILES, strict=True)}
 # A module or package of pai imports only from lower layers: never upward, never sideways.
 LAYERS = (
-    {"errors", "identity", "paths", "precision", "processors", "version"},
+    {"console", "errors", "identity", "modes", "paths", "precision", "processors", "version"},
     {"parallel", "distributed", "submitted"},
     {"memory", "state", "finite"},
     {"cache", "trust", "naming", "records", "seeding", "environment", "models",
      "saliency", "prunable", "objective", "warmup", "tracking", "clock", "histogram"},
     {"components", "data", "curvature", "reports", "flops", "gpus"},
-    {"schema", "library", "scorers", "masking", "training", "export", "launchers"},
-    {"explain"},
+    {"schema", "library", "scorers", "masking", "training", "export", "launchers",
+     "logging_settings"},
+    {"explain", "overrides", "hydra_settings"},
     {"compose", "plan", "output", "cache_command"},
     {"rounds", "run_directory", "scoring"},
     {"runner", "estimate"},
@@ -115,8 +116,11 @@ def test_records_need_the_standard_library_only() -> None:
 @pytest.mark.parametrize(
     ("packages", "users"),
     [
-        ({"hydra", "omegaconf"}, {"cli", "compose", "explain", "job", "library", "sweep"}),
-        ({"pydantic"}, {"components", "schema"}),
+        (
+            {"hydra", "omegaconf"},
+            {"cli", "compose", "explain", "job", "library", "overrides", "sweep"},
+        ),
+        ({"pydantic"}, {"components", "logging_settings", "schema"}),
         ({"wandb"}, {"tracking"}),
         ({"PIL", "sklearn"}, {"data"}),
         ({"torchvision"}, {"data", "models"}),
