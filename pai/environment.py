@@ -5,6 +5,7 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,12 @@ _PACKAGES = (
     "transformers",
     "tokenizers",
 )
+# What can change the numbers of a run, beside its configuration.
+_DECISIVE = {
+    "commit": ("git_sha",), "uncommitted changes": ("git_dirty",), "torch": ("packages", "torch"),
+    "device": ("device",), "device name": ("device_name",), "threads": ("threads",),
+    "processes": ("processes",),
+}  # fmt: skip
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # of Linux
 
@@ -40,6 +47,40 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         **_git(),
     }
+
+
+def earlier_environments(
+    earlier: Mapping[str, Any], environment: Mapping[str, Any]
+) -> list[Mapping[str, Any]]:
+    """Return the environments of the parts of a run that lie in the record ``earlier``.
+
+    Each once, in their order, without ``environment``, that of the part which follows.
+    """
+    found: list[Mapping[str, Any]] = []
+    for one in (*earlier.get("earlier_environments", ()), earlier.get("environment")):
+        if one and one != environment and one not in found:
+            found.append(one)
+    return found
+
+
+def decisive_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Return in words what can change a run's numbers and is not in ``after`` as in ``before``.
+
+    What ``before``, of an older record, does not say is not compared.
+    """
+    told = []
+    for name, path in _DECISIVE.items():
+        old, new = _lookup(before, path), _lookup(after, path)
+        if old != new and old is not ...:
+            told.append(f"{name} {old}, now {new}")
+    return told
+
+
+def _lookup(tree: Any, path: tuple[str, ...]) -> Any:
+    """Return what is at ``path``, or ``...`` if nothing is."""
+    for part in path:
+        tree = tree.get(part, ...) if isinstance(tree, Mapping) else ...
+    return tree
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -65,6 +106,11 @@ def peak_memory_gib(device: torch.device) -> float:
         return int(line.split()[1]) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def note_peak_memory(record: dict[str, Any], device: torch.device) -> None:
+    """Raise ``peak_memory_gib`` in a run's record to the peak of this part of it, if higher."""
+    record["peak_memory_gib"] = max(record["peak_memory_gib"] or 0.0, peak_memory_gib(device))
 
 
 def _version(package: str) -> str | None:

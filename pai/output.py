@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pai.clock import Clock
+from pai.environment import note_peak_memory
 from pai.errors import RunError
 from pai.flops import forward_cost
 from pai.histogram import score_histogram
@@ -40,11 +41,12 @@ class Output:
     checkpoint: Path | None
 
     def __init__(
-        self, run_dir: Path, record: dict[str, Any], clock: Clock, session: Session
-    ) -> None:
+        self, run_dir: Path, record: dict[str, Any], clock: Clock, session: Session,
+        device: torch.device,
+    ) -> None:  # fmt: skip
         self.checkpoint = run_dir / CHECKPOINT_FILE
         self._run_dir, self._record, self._clock = run_dir, record, clock
-        self._session = session
+        self._session, self._device = session, device
 
     def say(self, text: str, *arguments: Any) -> None:
         """Log a line."""
@@ -72,8 +74,7 @@ class Output:
 
     def round_done(self, state: dict[str, Any]) -> None:
         """Store what the rounds so far have come to, after the record that belongs to it."""
-        self._clock.tick()
-        write_record(self._run_dir, self._record)
+        self._write()
         save_checkpoint(self._run_dir / ROUNDS_FILE, state)
         done = self._run_dir / ROUND_FILES.replace("*", str(state["done"]))
         done.unlink(missing_ok=True)
@@ -87,8 +88,7 @@ class Output:
         self._record["mask"] = mask_report(model, mask, inputs)
         self._record["cost"] = asdict(forward_cost(model, mask, inputs))
         save_mask(mask, self._run_dir / MASK_FILE)
-        self._clock.tick()
-        write_record(self._run_dir, self._record)
+        self._write()
 
     def stored_mask(self) -> Mask:
         """Return the mask that the interrupted run in this directory trained with.
@@ -124,7 +124,11 @@ class Output:
         """Track an epoch and add it to the record."""
         self._session.log_epoch(row)
         self._record["history"].append(row)
+        self._write()
+
+    def _write(self) -> None:
         self._clock.tick()
+        note_peak_memory(self._record, self._device)
         write_record(self._run_dir, self._record)
 
     def model(self, model: nn.Module) -> None:

@@ -10,7 +10,13 @@ from torch import nn
 from pai.clock import Clock
 from pai.data.task import Bundle
 from pai.distributed import broadcast_object, world_size
-from pai.environment import describe_environment, peak_memory_gib, reset_peak_memory
+from pai.environment import (
+    decisive_changes,
+    describe_environment,
+    earlier_environments,
+    note_peak_memory,
+    reset_peak_memory,
+)
 from pai.errors import ConfigError
 from pai.masking.mask import apply_mask
 from pai.masking.select import Mask
@@ -64,21 +70,23 @@ def _run(plan: Plan, run_dir: Path, labels: RunLabels, setting: str) -> dict[str
             remove_checkpoints(run_dir)
             broadcast_object(None)  # for `follow`
             return earlier
-    record = _begin(plan, labels, _what_remains(run_dir, earlier))
+    remains = _what_remains(run_dir, earlier)
+    record = _begin(plan, labels, remains)
     write_record(run_dir, record)
     clock = Clock(record["timing_s"], plan.device)
     reset_peak_memory(plan.device)
     try:
         with plan.tracker.session(plan.config, labels, run_dir) as session:
             with clock.timed("total"):
-                output = Output(run_dir, record, clock, session)
+                output = Output(run_dir, record, clock, session, plan.device)
+                _warn_of_changes(remains, record, output)
                 _pipeline(plan, broadcast_object(record), clock, output)
-            record["peak_memory_gib"] = peak_memory_gib(plan.device)
+            note_peak_memory(record, plan.device)
             session.log_result(record)
     except BaseException as error:
         record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         record["ended_at"] = _now()
-        record["peak_memory_gib"] = peak_memory_gib(plan.device)
+        note_peak_memory(record, plan.device)
         write_record(run_dir, record)
         raise
     record |= {"status": "completed", "ended_at": _now()}
@@ -111,8 +119,12 @@ def _what_remains(run_dir: Path, earlier: dict[str, Any] | None) -> dict[str, An
 
 
 def _begin(plan: Plan, labels: RunLabels, earlier: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the record of a starting run; mask and times of an interrupted one carry over."""
+    """Return the record of a starting run.
+
+    Mask, times, memory and environments of an interrupted one carry over.
+    """
     earlier = earlier or {}
+    environment = describe_environment(plan.device) | {"processes": world_size()}
     return {
         "status": "running",
         "error": None,
@@ -131,9 +143,22 @@ def _begin(plan: Plan, labels: RunLabels, earlier: dict[str, Any] | None) -> dic
         "metrics": {},
         "history": [],
         "timing_s": earlier.get("timing_s", {}),
-        "peak_memory_gib": None,
-        "environment": describe_environment(plan.device) | {"processes": world_size()},
+        "peak_memory_gib": earlier.get("peak_memory_gib"),
+        "environment": environment,
+        "earlier_environments": earlier_environments(earlier, environment),
     }
+
+
+def _warn_of_changes(
+    earlier: dict[str, Any] | None, record: dict[str, Any], output: Output
+) -> None:
+    """Warn if what is left of an interrupted run comes from another environment."""
+    before = (earlier or {}).get("environment", {})
+    if changes := decisive_changes(before, record["environment"]):
+        output.warn(
+            "the run goes on in another environment than its earlier part (%s); the record has "
+            "both", "; ".join(changes),
+        )  # fmt: skip
 
 
 def _pipeline(plan: Plan, record: dict[str, Any], clock: Clock, output: Output) -> None:

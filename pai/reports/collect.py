@@ -55,6 +55,13 @@ class Run:
         found = self.record.get(key)
         return found if isinstance(found, dict) else {}
 
+    @property
+    def environments(self) -> list[dict[str, Any]]:
+        """Where the run was at work: its last part, then earlier ones that were elsewhere."""
+        earlier = self.record.get("earlier_environments")
+        every = [self.part("environment"), *(earlier if isinstance(earlier, list) else ())]
+        return [one for one in every if isinstance(one, dict) and one]
+
     def choice(self, group: str) -> str:
         """Return the name of the YAML file that ``group`` came from, or ``none``.
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from pai.errors import ConfigError, nearest
 from pai.identity import IGNORED, below, flatten
@@ -108,21 +109,28 @@ def schedule_note(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
 
 
 def revision_notes(runs: Sequence[Run]) -> list[str]:
-    """Say if the runs come from several revisions, versions or machines."""
+    """Say if the runs, or parts of a run, come from several revisions, versions or machines."""
     notes = []
     for title, parts in {
         "revisions of pai": ("git_sha",), "versions of torch": ("packages", "torch"),
         "devices": ("device_name",),
     }.items():  # fmt: skip
-        seen: Counter[str] = Counter()
-        for run in runs:
-            node = run.part("environment")
-            for part in parts[:-1]:
-                node = node.get(part) or {}
-            seen[str(node.get(parts[-1]))] += 1
+        found = [
+            dict.fromkeys(_text(one, parts) for one in run.environments or [{}]) for run in runs
+        ]
+        seen = Counter(value for values in found for value in values)
         if len(seen) > 1:
             told = ", ".join(
                 f"{value} ({count} run{'s' * (count > 1)})" for value, count in seen.most_common()
             )
-            notes.append(f"{len(seen)} {title}: {told}")
+            several = sum(len(values) > 1 for values in found)
+            more = f"; of {several} run{'s' * (several > 1)} the parts differ" * bool(several)
+            notes.append(f"{len(seen)} {title}: {told}{more}")
     return notes
+
+
+def _text(environment: Mapping[str, Any], path: Sequence[str]) -> str:
+    node: Any = environment
+    for part in path:
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return str(node)

@@ -113,11 +113,13 @@ def _line(run: Run, grid: Grid | None, left_out: Sequence[LeftOut]) -> dict[str,
 
 
 def _environments(runs: Sequence[Run]) -> list[tuple[int, list[tuple[str, str]]]]:
-    """Return the different environments with the number of their runs."""
+    """Return the different environments with the number of runs that were at work there."""
     found = Counter(
-        json.dumps(flatten(run.part("environment")), sort_keys=True)
+        text
         for run in runs
-        if run.part("environment")
+        for text in dict.fromkeys(
+            json.dumps(flatten(one), sort_keys=True) for one in run.environments
+        )
     )
     return [
         (count, [(key, _plain(value)) for key, value in json.loads(text).items()])

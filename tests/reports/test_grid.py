@@ -235,6 +235,14 @@ def test_revisions_and_machines_that_differ_are_noted(tmp_path: Path) -> None:
     )
 
 
+def test_revisions_of_the_earlier_parts_of_a_run_are_noted(tmp_path: Path) -> None:
+    earlier = [{"git_sha": "def", "packages": {"torch": "2.15.0"}, "device_name": "a processor"}]
+    made = grid(tmp_path, record(seed=0), record(seed=1, earlier_environments=earlier))
+    assert made.notes == (
+        "2 revisions of pai: abc (2 runs), def (1 run); of 1 run the parts differ",
+    )
+
+
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
