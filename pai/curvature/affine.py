@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pai.curvature.twice import differentiable_twice
 from pai.objective import Batches, first_inputs, gradients
 from pai.state import scoring_mode
 
@@ -35,7 +35,7 @@ def curved_parameters(
     inputs = first_inputs(batches)[:_SAMPLES]
     stream = torch.Generator().manual_seed(_SEED)
     curved = []
-    with scoring_mode(model), sdpa_kernel(SDPBackend.MATH):
+    with scoring_mode(model), differentiable_twice():
         outputs = model(inputs)
         combined = (outputs * torch.randn(outputs.shape, generator=stream).to(outputs)).sum()
         first = gradients(combined, parameters, create_graph=True)

@@ -11,8 +11,8 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pai.curvature.convolution import FastSecondDerivatives
 from pai.curvature.estimate import Estimate
+from pai.curvature.twice import differentiable_twice
 from pai.memory import numbered_chunks
 from pai.objective import (
     SECOND_ORDER_COPIES,
@@ -141,19 +141,19 @@ class _Chunk:
 
     def hessian_product(self) -> Product:
         """Return ``v -> H v``, from one gradient pass that keeps its graph."""
-        # the fused attention kernels have no second derivative
-        with sdpa_kernel(SDPBackend.MATH), FastSecondDerivatives():
+        with differentiable_twice():
             loss = self.loss(self.model(self.inputs))
-        first = gradients(loss, self.parameters, create_graph=True)
+            first = gradients(loss, self.parameters, create_graph=True)
         live = {name: g for name, g in first.items() if g.requires_grad}
 
         def product(vector: Named) -> Named:
             if not live:  # the gradient is constant
                 return self._zeros()
-            values = torch.autograd.grad(
-                list(live.values()), list(self.parameters.values()),
-                [vector[name] for name in live], retain_graph=True, materialize_grads=True,
-            )  # fmt: skip
+            with differentiable_twice():
+                values = torch.autograd.grad(
+                    list(live.values()), list(self.parameters.values()),
+                    [vector[name] for name in live], retain_graph=True, materialize_grads=True,
+                )  # fmt: skip
             return dict(zip(self.parameters, values, strict=True))
 
         return product

@@ -8,9 +8,8 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pai.curvature.convolution import FastSecondDerivatives
+from pai.curvature.twice import differentiable_twice
 from pai.memory import chunks
 from pai.objective import (
     SECOND_ORDER_COPIES,
@@ -85,12 +84,11 @@ class Grasp(Scorer):
         samples, scale, size = 0, magnified(self.temperature), _size(vector)
         direction = {name: value / size for name, value in vector.items()}
         whole = self.train_batchnorm
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
+        with differentiable_twice():
             for inputs, targets in (
                 batches if whole else chunks(model, batches, copies=SECOND_ORDER_COPIES)
             ):
-                with FastSecondDerivatives():
-                    loss = mean_loss(model(inputs), targets, loss_fn, self.temperature)
+                loss = mean_loss(model(inputs), targets, loss_fn, self.temperature)
                 slope = gradients(scale * loss, parameters, create_graph=True)
                 samples += len(targets)
                 inner = torch.stack([(slope[n] * direction[n]).sum() for n in parameters]).sum()

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pai.curvature.twice import differentiable_twice
 from pai.objective import Batches, LossFn, Named, gradients, mean_loss
 from pai.parallel import require_samples
 from pai.scorers.base import Scorer
@@ -81,7 +81,7 @@ class ProsPr(Scorer):
 
         with (
             batch_statistics(model) if self.train_batchnorm else nullcontext(),
-            sdpa_kernel(SDPBackend.MATH),  # the fused attention kernels have no second derivative
+            differentiable_twice(),
         ):
             for step in range(self.inner_steps):
                 slope = gradients(loss(values, step), values, create_graph=not self.first_order)
