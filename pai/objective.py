@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from pai.memory import chunks
@@ -73,6 +74,25 @@ def mean_loss(
         )
     _warn_unless_mean(loss_fn, outputs.detach() / temperature, targets)
     return loss
+
+
+def outputs_with(model: nn.Module, state: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    """Return the model's outputs with other parameters and buffers than its own.
+
+    Raises:
+        RuntimeError: parts of the model are checkpointed, or save tensors in another way than torch
+            by itself. What is computed again in the backward pass would have the model's own
+            parameters.
+    """
+    with torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINTED):
+        outputs: Tensor = functional_call(model, dict(state), (inputs,))
+    return outputs
+
+
+_CHECKPOINTED = (
+    "this score is of other weights than the model's own, and parts that are checkpointed would be "
+    "computed again with its own: turn checkpointing off (timm: set_grad_checkpointing(False))"
+)
 
 
 def require_labels(targets: Tensor) -> None:

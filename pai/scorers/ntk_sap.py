@@ -6,10 +6,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from pai.memory import samples_at_once
-from pai.objective import Batches, LossFn, Named, gradients
+from pai.objective import Batches, LossFn, Named, gradients, outputs_with
 from pai.parallel import common_stream, require_samples
 from pai.prunable import prunable_parameters
 from pai.scorers.base import Scorer
@@ -88,8 +87,7 @@ class NtkSap(Scorer):
 
 def _masked(model: nn.Module, weights: Named, mask: Named, buffers: Named, x: Tensor) -> Tensor:
     values = {name: weight * mask[name] for name, weight in weights.items()}
-    out: Tensor = functional_call(model, {**buffers, **values}, (x,))
-    return out
+    return outputs_with(model, {**buffers, **values}, x)
 
 
 def _normal(like: Tensor, stream: torch.Generator) -> Tensor:

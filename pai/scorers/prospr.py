@@ -8,10 +8,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from pai.curvature.twice import differentiable_twice
-from pai.objective import Batches, LossFn, Named, gradients, mean_loss
+from pai.objective import Batches, LossFn, Named, gradients, mean_loss, outputs_with
 from pai.parallel import require_samples
 from pai.scorers.base import Scorer
 from pai.state import batch_statistics, dense_weights, kept_weights
@@ -77,7 +76,7 @@ class ProsPr(Scorer):
 
         def loss(values: Named, step: int) -> Tensor:
             inputs, targets = steps[step % len(steps)]
-            return mean_loss(functional_call(model, values, (inputs,)), targets, loss_fn, 1.0)
+            return mean_loss(outputs_with(model, values, inputs), targets, loss_fn, 1.0)
 
         with (
             batch_statistics(model) if self.train_batchnorm else nullcontext(),

@@ -6,13 +6,12 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from pai.errors import ConfigError
 from pai.memory import chunks
-from pai.objective import Batches, LossFn, Named, first_inputs, gradients
+from pai.objective import Batches, LossFn, Named, first_inputs, gradients, outputs_with
 from pai.parallel import add_up
 from pai.prunable import classifier, prunable_parameters
 from pai.scorers.base import Scorer
@@ -89,8 +88,7 @@ class Px(Scorer):
 
         def all_paths(x: Tensor) -> Tensor:
             with _Open():
-                out: Tensor = functional_call(model, values, (x,))
-                return out
+                return outputs_with(model, values, x)
 
         active, shape = self._active(model, ones, batches)
         _check_linear(model, shape, active.device)
@@ -113,7 +111,7 @@ class Px(Scorer):
             with _Record() as record:
                 model(inputs)
             with _Replay(record.gates):
-                out = functional_call(model, ones, (inputs.double().square(),)).sum(0)
+                out = outputs_with(model, ones, inputs.double().square()).sum(0)
             total = out if total is None else total + out
             shape = (1, *inputs.shape[1:])
             samples += len(targets)
@@ -162,7 +160,7 @@ def _check_linear(model: nn.Module, shape: Sequence[int], device: torch.device) 
     first, second = (sizes * draw(len(sizes), *shape[1:]) for _ in range(2))
     with torch.no_grad(), _Open():
         one, other, both = (
-            functional_call(model, state, (x,)).flatten(1) for x in (first, second, first + second)
+            outputs_with(model, state, x).flatten(1) for x in (first, second, first + second)
         )
     largest = torch.maximum(one.abs(), other.abs()).amax(1)
     if not bool(((one + other - both).abs().amax(1) <= _TOLERANCE * largest).all()):

@@ -7,11 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pai.objective import Batches, LossFn, Named, first_inputs, gradients
+from pai.objective import Batches, LossFn, Named, first_inputs, gradients, outputs_with
 from pai.scorers.base import Scorer
 from pai.state import buffers_without_means, dense_weights
 
@@ -82,15 +81,12 @@ class SynFlow(Scorer):
 def _outputs(model: nn.Module, state: Named, inputs: Tensor) -> Tensor:
     """Return the outputs for a single input of ones; what depends on it requires a gradient."""
     one = torch.ones((), dtype=torch.float64, device=inputs.device, requires_grad=True)
-    out: Tensor
     if inputs.is_floating_point():
         x = torch.ones_like(inputs[:1], dtype=torch.float64) * one
-        out = functional_call(model, state, (x,))
-    else:
-        numbers = inputs[:1].clone()  # a storage of its own
-        with _selecting_ones(model, numbers, state, one):
-            out = functional_call(model, state, (numbers,))
-    return out
+        return outputs_with(model, state, x)
+    numbers = inputs[:1].clone()  # a storage of its own
+    with _selecting_ones(model, numbers, state, one):
+        return outputs_with(model, state, numbers)
 
 
 def _added(model: nn.Module, absolute: Named, buffers: Named, inputs: Tensor) -> set[str]:
