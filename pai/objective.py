@@ -181,11 +181,16 @@ class _Checked:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for inputs, targets in self.batches:
-            for name, value in (("inputs", inputs), ("targets", targets)):
-                if not isinstance(value, Tensor):
-                    raise ValueError(f"{name} must be one tensor, got {type(value).__name__}")
-            if len(targets) > 0:
+            _require_one("inputs", inputs)
+            if targets is not None:  # some scores need none
+                _require_one("targets", targets)
+            if len(inputs) > 0:
                 yield inputs, targets
+
+
+def _require_one(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} must be one tensor, got {type(value).__name__}")
 
 
 def gradients(
