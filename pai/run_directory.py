@@ -41,7 +41,10 @@ def check_run_directory(
             fast it computes and where it is logged aside), or no run but files that this one would
             overwrite or remove; names ``setting``, which has chosen it.
     """
-    parent = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    try:
+        parent = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    except OSError as error:
+        raise ConfigError(f"{setting}: {run_dir} cannot be made: {error.strerror}") from error
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ConfigError(f"{setting}: {run_dir} cannot be made: {parent} is no writable folder")
     try:

@@ -103,3 +103,9 @@ def test_a_run_without_its_record_is_not_continued(
     for path in run_dir.iterdir():  # as the message says
         path.rename(tmp_path / path.name)
     assert tiny_run(run_dir)["status"] == "completed"
+
+
+@pytest.mark.parametrize("name", [300 * "x", f"{300 * 'x'}/run"])
+def test_a_directory_that_cannot_be_made_is_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"dir: .*xxx.* cannot be made: File name too"):
+        check(*TINY, f"hydra.run.dir={tmp_path}/{name}")

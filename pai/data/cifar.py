@@ -11,7 +11,7 @@ import torch
 from pai.data.augment import RandomCropFlip
 from pai.data.bundle import DataBundle, DataSpec
 from pai.data.download import DOWNLOAD_ERRORS, lock_of, reason
-from pai.data.options import check_fraction
+from pai.data.options import check_fraction, usable_path
 from pai.data.split import Split, held_out
 from pai.errors import ConfigError, RunError
 
@@ -42,7 +42,7 @@ class Cifar:
 
     def _folder(self) -> Path:
         name = "cifar-10-batches-py" if self.num_classes == 10 else "cifar-100-python"
-        return Path(self.root).expanduser() / name
+        return usable_path("dataset.root", self.root) / name
 
     def check(self) -> DataSpec:
         """Return what a model must fit.
@@ -50,9 +50,10 @@ class Cifar:
         Raises:
             ConfigError: the files are not there and ``download`` is off.
         """
-        if not self.download and not self._folder().is_dir():
+        folder = self._folder()
+        if not self.download and not folder.is_dir():
             raise ConfigError(
-                f"dataset.root: {self._folder()} does not exist; "
+                f"dataset.root: {folder} does not exist; "
                 f"give the folder that contains it, or set dataset.download=true"
             )
         per_class = 50_000 // self.num_classes

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pai.data.options import usable_path
 from pai.errors import ConfigError
 
 # Pure-Python modules that every supported version has as one file: about 0.8 MB.
@@ -46,7 +47,7 @@ def find_source(path: str | None) -> Source:
         folder = Path(sysconfig.get_path("stdlib"))
         files = [folder / f"{name}.py" for name in _MODULES]
     else:
-        files = [Path(path).expanduser()]
+        files = [usable_path("dataset.path", path)]
     for file in files:
         if not file.is_file():
             hint = "give a text file" if path is not None else (

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pai.data.options import usable_path
 from pai.errors import ConfigError
 from pai.seeding import generator
 
@@ -92,7 +93,7 @@ def list_class_folders(root: str) -> ClassFolders:
 
 
 def _list(root: str) -> ClassFolders:
-    base = Path(root).expanduser()
+    base = usable_path("dataset.root", root)
     if not base.is_dir():
         raise ConfigError(f"dataset.root: {root} is not a folder; give one with train/")
     own_test = (base / "test").is_dir()

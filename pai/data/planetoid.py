@@ -15,6 +15,7 @@ from torch import Tensor
 from pai.data.download import fetch_files
 from pai.data.graphs import Graph, GraphSpec, NodeBundle, undirected
 from pai.data.inert_pickle import Call, parse
+from pai.data.options import usable_path
 from pai.errors import ConfigError, RunError
 
 _URL = "https://github.com/kimiyoung/planetoid/raw/master/data"
@@ -66,7 +67,7 @@ class Cora:
         return self._read(folder)
 
     def _folder(self) -> Path:
-        base = Path(self.root).expanduser()
+        base = usable_path("dataset.root", self.root)
         return base if (base / "ind.cora.graph").is_file() else base / "cora"
 
     def _read(self, folder: Path) -> NodeBundle:

@@ -12,7 +12,7 @@ from pai.data.bundle import DataBundle, DataSpec
 from pai.data.decode import decode_squares
 from pai.data.download import fetch_zip
 from pai.data.folders import images_in
-from pai.data.options import check_fraction
+from pai.data.options import check_fraction, usable_path
 from pai.data.split import Split, held_out
 from pai.errors import ConfigError
 
@@ -85,7 +85,7 @@ class TinyImageNet:
         )
 
     def _folder(self) -> Path:
-        base = Path(self.root).expanduser()
+        base = usable_path("dataset.root", self.root)
         return base if (base / "wnids.txt").is_file() else base / _NAME
 
     def _read(self, paths: list[str], labels: Tensor) -> Split:

@@ -161,12 +161,19 @@ def as_rule(scope: Scope) -> Rule:
     pattern = parse_pattern(scope)
     if pattern is not None:
         return pattern
-    if Path(scope).exists():
+    if _is_there(Path(scope)):
         return PerLayer(read_budget(Path(scope)))
     raise ValueError(
         f"scope: {scope!r} is not one of {', '.join(SCOPES)}, no pattern such as 2:4 and no "
         f"existing mask.safetensors or run directory{nearest(scope, SCOPES)}"
     )
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # no path at all: too long, or below a folder that cannot be entered
+        return False
 
 
 def select(
