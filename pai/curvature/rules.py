@@ -49,16 +49,18 @@ def _pixels(module: nn.Module, inputs: Tensor, grad_outputs: Tensor) -> Tensor:
 
 def _patches2d(module: nn.Module, inputs: Tensor, grad_outputs: Tensor) -> Tensor:
     conv = cast(nn.Conv2d, module)
-    patches = unfold(
-        padded(conv, inputs), _pair(conv.kernel_size), _pair(conv.stride), _pair(conv.dilation)
-    )
+    (a, b), (c, d), (e, f) = (sides(conv, of) for of in ("kernel_size", "stride", "dilation"))
+    patches = unfold(padded(conv, inputs), (a, b), (c, d), (e, f))
     return patches.unflatten(1, (conv.groups, -1))
 
 
 def _patches1d(module: nn.Module, inputs: Tensor, grad_outputs: Tensor) -> Tensor:
     conv = cast(nn.Conv1d, module)
     row = padded(conv, inputs).unsqueeze(2)  # an image of one row
-    patches = unfold(row, (1, conv.kernel_size[0]), (1, conv.stride[0]), (1, conv.dilation[0]))
+    (kernel,), (stride,), (dilation,) = (
+        sides(conv, of) for of in ("kernel_size", "stride", "dilation")
+    )
+    patches = unfold(row, (1, kernel), (1, stride), (1, dilation))
     return patches.unflatten(1, (conv.groups, -1))
 
 
@@ -112,10 +114,27 @@ def unfold(
 
 def padded(conv: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:
     """Pad as the layer does: numbers and ``"same"``, with zeros or any other padding mode."""
-    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-    widths: list[int] = conv._reversed_padding_repeated_twice
-    return F.pad(inputs, widths, mode=mode) if any(widths) else inputs
+    if conv.padding_mode != "zeros":  # the layer pads by what it was built with
+        widths: list[int] = conv._reversed_padding_repeated_twice
+        return F.pad(inputs, widths, mode=conv.padding_mode)
+    widths = [width for pair in reversed(_zeros(conv)) for width in pair]
+    return F.pad(inputs, widths) if any(widths) else inputs
 
 
-def _pair(values: tuple[int, ...]) -> tuple[int, int]:
-    return values[0], values[1]
+def _zeros(conv: nn.Conv1d | nn.Conv2d) -> list[tuple[int, int]]:
+    """Return how many zeros a layer puts before and behind each axis."""
+    if conv.padding == "same":
+        reach = zip(sides(conv, "kernel_size"), sides(conv, "dilation"), strict=True)
+        totals = [dilation * (kernel - 1) for kernel, dilation in reach]
+        return [(total // 2, total - total // 2) for total in totals]
+    if conv.padding == "valid":
+        return [(0, 0)] * len(sides(conv, "kernel_size"))
+    return [(width, width) for width in sides(conv, "padding")]
+
+
+def sides(conv: nn.Conv1d | nn.Conv2d, option: str) -> tuple[int, ...]:
+    """Return an option of a layer for each axis; set after construction, it can be one number."""
+    value = getattr(conv, option)
+    axes = conv.weight.ndim - 2
+    numbers = (value,) if isinstance(value, int) else tuple(value)
+    return numbers * axes if len(numbers) == 1 else numbers
