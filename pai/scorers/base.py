@@ -56,7 +56,8 @@ class Scorer(ABC):
             RunError: a score is NaN or infinite; the parameter is named. Or memory does not suffice
                 for a single sample, or for what the method never cuts.
             ValueError: ``batches`` is empty, can be read only once, has other things in it than
-                pairs of tensors or does not fit the method; or there is nothing to score.
+                pairs of tensors or does not fit the method; there is nothing to score; or weights
+                are complex.
         """
         batches = check_batches(batches)
         if parameters is None:
@@ -66,6 +67,7 @@ class Scorer(ABC):
                 "the model has no prunable weights (the classifier's are left out: "
                 "pai.prunable_parameters(model, include_classifier=True) has them)"
             )
+        require_real(parameters, "leave it out by parameters=")
         if not self.takes_whole_numbers:
             self.check_inputs(next((inputs for inputs, _ in batches), None))
 
@@ -131,3 +133,11 @@ class Scorer(ABC):
         generator: torch.Generator | None,
     ) -> Named:
         """Return the scores of ``parameters``; called in :func:`pai.state.scoring_mode`."""
+
+
+def require_real(parameters: Mapping[str, Tensor], advice: str) -> None:
+    """Raise :class:`ConfigError`, which ends with ``advice``, if weights are complex numbers."""
+    for name, value in parameters.items():
+        if value.is_complex():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise ConfigError(f"scorer: weights must be real, and {name!r} is {kind}; {advice}")

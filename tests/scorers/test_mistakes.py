@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pai
+from pai.errors import ConfigError
 
 X, Y = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
 
@@ -101,3 +102,38 @@ def test_targets_that_are_not_one_tensor_are_refused() -> None:
     batches: Any = [(X, list(range(6)))]
     with pytest.raises(ValueError, match=r"^targets must be one tensor, got list$"):
         pai.load_scorer("snip")(mlp(), batches)
+
+
+class Complex(nn.Module):
+    """A complex weight beside real layers, or in a layer."""
+
+    def __init__(self, *, layer: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.spectrum = nn.Parameter(torch.randn(5, dtype=torch.complex64))
+        self.complex = nn.Linear(5, 5, dtype=torch.complex64) if layer else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last((self.complex(self.first(x) * self.spectrum)).abs())
+        return out
+
+
+@pytest.mark.parametrize("name", pai.available_scorers())
+def test_complex_weights_are_not_scored(name: str) -> None:
+    message = r"^scorer: weights must be real, and 'complex\.weight' is complex64; leave it out by"
+    model = Complex(layer=True)
+    with pytest.raises(ConfigError, match=message):
+        parameters = {n: model.get_parameter(f"{n}.weight") for n in ("first", "complex")}
+        named = {f"{n}.weight": p for n, p in parameters.items()}
+        pai.load_scorer(name)(model, [(X, Y)], parameters=named)
+
+
+@pytest.mark.parametrize("name", ["synflow", "px"])
+def test_nor_may_they_be_in_the_network_where_all_weights_are_changed(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"weights must be real, and 'spectrum' is complex64"):
+        pai.load_scorer(name)(Complex(layer=False), [(X, Y)])
+
+
+@pytest.mark.parametrize("name", ["snip", "fd", "gd", "md", "hd", "grasp", "prospr", "ntk_sap"])
+def test_elsewhere_they_may(name: str) -> None:
+    assert list(pai.load_scorer(name)(Complex(layer=False), [(X, Y)])) == ["first.weight"]
