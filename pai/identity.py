@@ -30,15 +30,27 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return the leaves of ``tree`` as ``{dotted key: JSON}``; lists and empty dicts are leaves."""
+    """Return the leaves of ``tree`` as ``{dotted key: JSON}``; lists and empty dicts are leaves.
+
+    Whole numbers look the same whether they were written ``1`` or ``1.0``.
+    """
     leaves: dict[str, str] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
             leaves |= flatten(value, f"{name}.")
         else:
-            leaves[name] = json.dumps(value, sort_keys=True)
+            leaves[name] = json.dumps(_whole(value), sort_keys=True)
     return leaves
+
+
+def _whole(value: Any) -> Any:
+    """Return ``value`` with its whole floats, also those within lists and dicts, as integers."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {key: _whole(item) for key, item in value.items()}
+    return [_whole(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def below(key: str, prefixes: Iterable[str]) -> bool:
