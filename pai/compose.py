@@ -3,10 +3,9 @@
 import argparse
 import functools
 import itertools
-import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,20 +13,28 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import get_overrides_dirname
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
-from hydra.errors import HydraException, OverrideParseException
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from pai.errors import ConfigError, first_line
-from pai.explain import explain
+from pai.console import KEY_VARIABLE
+from pai.errors import ConfigError
+from pai.explain import INSIDE_HYDRA, explain
+from pai.hydra_settings import (
+    BUILT,
+    directory_faults,
+    leaves,
+    settings_faults,
+    subdirectory_faults,
+    written_faults,
+)
+from pai.overrides import check_choices, check_discrete, check_sweeps, parse, quoted, settings_of
 from pai.paths import config_folder
 from pai.schema import GROUPS
-from pai.trust import check_search_path, hydra_faults
+from pai.trust import check_search_path, hidden_targets
 
 _FAULTS = (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError)
 SCHEMA_WARNING = r"\s*'hydra/launcher/"
@@ -63,7 +70,7 @@ def opened(arguments: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
     folder = Path(arguments.config_path or config_folder()).resolve()
     overrides = list(arguments.overrides)
     if arguments.config_dir is not None:
-        extra = Path(arguments.config_dir).expanduser().resolve()
+        extra = _at_home("--config-dir", arguments.config_dir).resolve()
         if not extra.is_dir():
             raise ConfigError(f"--config-dir: {arguments.config_dir} is not a folder")
         for file in sorted(extra.rglob("*.yaml")):
@@ -71,9 +78,11 @@ def opened(arguments: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
             if own.exists() and own.read_bytes() != file.read_bytes():  # Hydra would take `own`
                 raise ConfigError(f"--config-dir: {file} is named like a file of pai; rename it")
         overrides.append(f"hydra.searchpath=[{quoted(f'file://{extra}')}]")
-    name = arguments.config_name or "config"
+    name = (arguments.config_name or "config").removesuffix(".yaml")
     if not folder.is_dir():
         raise ConfigError(f"--config-path: {arguments.config_path} is not a folder")
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ConfigError(f"--config-name: {name!r} leaves the folder; choose it by --config-path")
     if arguments.config_path is not None and (folder / f"{name}.yaml").exists():
         _check_primary(folder / f"{name}.yaml")
     with (
@@ -91,8 +100,10 @@ def _check_primary(path: Path) -> None:
     except _FAULTS as error:
         raise ConfigError(explain(error, path.stem, [])) from error
     settings = node.get("hydra") if isinstance(node, dict) else None
+    if isinstance(settings, str):
+        raise ConfigError(f"hydra: {settings!r} stands where a group of settings belongs")
     if isinstance(settings, dict) and settings.get("searchpath"):
-        check_search_path(str(settings["searchpath"]))
+        check_search_path(settings["searchpath"])
 
 
 def compose_jobs(arguments: argparse.Namespace) -> list[Job]:
@@ -106,26 +117,29 @@ def compose_jobs(arguments: argparse.Namespace) -> list[Job]:
         ConfigError: the command line cannot be composed; the key and the nearest choice are named.
     """
     with opened(arguments) as (name, overrides):
-        parsed = _parse(overrides)
-        _check_choices(parsed)
+        parsed = parse(overrides)
+        check_choices(parsed)
         fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
         composed = _compose(name, fixed)
-        _check_hydra(composed)  # of the sweep itself: jobs can override what is refused here
-        base = composed.hydra
-        arguments.multirun = arguments.multirun or base.mode == RunMode.MULTIRUN
-        _check_sweeps(parsed, multirun=arguments.multirun)
-        arguments.searches = not base.sweeper._target_.endswith(".BasicSweeper")
+        _check_written(composed)
+        mode, sweeper = _sweeper(composed, name, fixed)
+        arguments.multirun = arguments.multirun or mode == RunMode.MULTIRUN
+        check_sweeps(parsed, multirun=arguments.multirun)
+        arguments.searches = not str(sweeper.get("_target_")).endswith(".BasicSweeper")
         if not arguments.searches:
-            _check_discrete(parsed)
-        params = base.sweeper.get("params") or {}
+            check_discrete(parsed)
+        params = sweeper.get("params") or {}
         if params and not arguments.multirun:
             raise ConfigError(
                 f"hydra.sweeper.params: this configuration sweeps over {', '.join(params)}; add -m"
             )
         if not arguments.multirun:
             return [_job(composed, name, fixed, multirun=False)]
-        parsed = _parse([f"{key}={value}" for key, value in params.items()]) + parsed
-        axes = {override.get_key_element(): _values(override) for override in parsed}
+        _check_sweep(composed, name, fixed)
+        swept = parse([f"{key}={value}" for key, value in params.items()])
+        check_choices(swept)
+        parsed = swept + parsed
+        axes = {override.get_key_element(): settings_of(override) for override in parsed}
         composer = _Composer(name)
         jobs = []
         for number, combination in enumerate(itertools.product(*axes.values())):
@@ -143,7 +157,7 @@ class _Composer:
         self._name = name
         self._rest: list[str] | None = None
         self._composed: DictConfig = OmegaConf.create()
-        self._parsed = functools.cache(lambda text: _parse([text])[0])
+        self._parsed = functools.cache(lambda text: parse([text])[0])
 
     def compose(self, chosen: list[str], numbers: list[str]) -> DictConfig:
         """Return the composed configuration; the next call may change it."""
@@ -175,111 +189,105 @@ def _sets_a_number(override: Override) -> bool:
     )
 
 
-def _parse(overrides: list[str]) -> list[Override]:
-    parsed = []
-    for override in overrides:
-        try:
-            parsed += OverridesParser.create(
-                GlobalHydra.instance().config_loader()
-            ).parse_overrides([override])
-        except (OverrideParseException, HydraException) as error:
-            raise ConfigError(
-                f"{override!r} cannot be parsed; overrides look like key=value, with quotes "
-                f"around values that contain spaces, commas or ~ ({first_line(error)})"
-            ) from error
-    return parsed
-
-
-def _check_sweeps(overrides: list[Override], *, multirun: bool) -> None:
-    idle, used = ("run", "sweep") if multirun else ("sweep", "run")
-    given = {override.key_or_group for override in overrides}
-    if f"hydra.{idle}.dir" in given and f"hydra.{used}.dir" not in given:
-        says = "with" if multirun else "without"
-        raise ConfigError(f"hydra.{idle}.dir: has no effect {says} -m; use hydra.{used}.dir")
-    for override in overrides:
-        if override.is_sweep_override() and not multirun:
-            raise ConfigError(
-                f"{override.get_key_element()}: {override.get_value_string()!r} is several values; "
-                f"add -m to sweep over them, or brackets to make them a list"
-            )
-
-
-def _check_choices(overrides: list[Override]) -> None:
-    for override in overrides:
-        if override.key_or_group == "hydra.searchpath":
-            check_search_path(override.get_value_string())
-        chosen = override.key_or_group in GROUPS and not override.is_delete()
-        if chosen and override.value() is None:
-            raise ConfigError(f"{override.key_or_group}: null is not a choice; a run needs one")
-        named = chosen or override.key_or_group.startswith(("experiment", "hydra/"))
-        value = override.value() if named and not override.is_sweep_override() else None
-        if isinstance(value, list) and not all(isinstance(item, str) for item in value):
-            raise ConfigError(
-                f"{override.key_or_group}: {override.get_value_string()} is not a choice; choices "
-                f"are names"
-            )
-
-
-def _check_discrete(overrides: list[Override]) -> None:
-    for override in overrides:
-        if override.is_sweep_override() and not override.is_discrete_sweep():
-            raise ConfigError(
-                f"{override.get_key_element()}: {override.get_value_string()!r} is a continuous "
-                f"range; list the values, or choose a sweeper that searches"
-            )
-
-
-def _values(override: Override) -> list[str]:
-    if not override.is_sweep_override():
-        return [f"{override.get_key_element()}={override.get_value_element_as_str()}"]
-    if not override.is_discrete_sweep():
-        return [""]
-    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-
-
 def _compose(name: str, overrides: list[str]) -> DictConfig:
-    try:
+    with _explained(name, overrides):
         return compose(name, overrides=overrides, return_hydra_config=True)
-    except _FAULTS as error:
+
+
+@contextmanager
+def _explained(name: str, overrides: list[str]) -> Iterator[None]:
+    """Raise :class:`ConfigError` for what Hydra and OmegaConf raise in the block."""
+    try:
+        yield
+    except (*_FAULTS, *INSIDE_HYDRA) as error:
         raise ConfigError(explain(error, name, overrides)) from error
 
 
+def _check_written(composed: DictConfig) -> None:
+    """Refuse interpolations where Hydra builds something, before anything is resolved."""
+    if OmegaConf.is_interpolation(composed, "hydra"):
+        raise ConfigError("hydra: an interpolation stands where a group of settings belongs")
+    node: Any = OmegaConf.to_container(composed.hydra, resolve=False)
+    _refuse(written_faults(node))
+
+
+def _sweeper(
+    composed: DictConfig, name: str, overrides: list[str]
+) -> tuple[RunMode | None, Mapping[str, Any]]:
+    with _explained(name, overrides):
+        sweeper: Any = OmegaConf.to_container(composed.hydra.sweeper, resolve=True)
+        mode: RunMode | None = composed.hydra.mode
+    if not isinstance(sweeper.get("params") or {}, dict):
+        raise ConfigError(f"hydra.sweeper.params: {sweeper['params']!r} is no group of overrides")
+    return mode, sweeper
+
+
+def _check_sweep(composed: DictConfig, name: str, overrides: list[str]) -> None:
+    """Check the sweep itself, whose settings the jobs may override."""
+    with open_dict(composed.hydra):
+        composed.hydra.job.num, composed.hydra.job.id = 0, "0"
+    with _explained(name, overrides):
+        sweep_dir = composed.hydra.sweep.dir
+    _refuse(directory_faults("hydra.sweep.dir", sweep_dir))
+    hydra = _settings(composed, Path(sweep_dir, "job"), name, overrides)
+    _check_settings([hydra], hydra, Path(sweep_dir, "job"))
+
+
 def _job(composed: DictConfig, name: str, overrides: list[str], *, multirun: bool) -> Job:
-    _check_hydra(composed)
-    try:
-        sweep_dir = Path(composed.hydra.sweep.dir)
+    _check_written(composed)
+    with _explained(name, overrides):
+        sweep_dir = run_dir = composed.hydra.sweep.dir if multirun else composed.hydra.run.dir
         if multirun:
-            run_dir = sweep_dir / composed.hydra.sweep.subdir
-        else:
-            run_dir = Path(composed.hydra.run.dir)
+            _refuse(subdirectory_faults(composed.hydra.sweep.subdir))
+            run_dir = str(Path(sweep_dir, composed.hydra.sweep.subdir))
         keys = [str(key) for key in composed if key != "hydra"]
         resolved: Any = OmegaConf.to_container(
             OmegaConf.masked_copy(composed, keys), resolve=True, throw_on_missing=True
         )
-    except _FAULTS as error:
-        raise ConfigError(explain(error, name, overrides)) from error
-    key = os.environ.get("WANDB_API_KEY")
-    if key and key in json.dumps([resolved, run_dir, sweep_dir, overrides], default=str):
+    _refuse(directory_faults("hydra.sweep.dir" if multirun else "hydra.run.dir", sweep_dir))
+    hydra = _settings(composed, Path(run_dir), name, overrides)
+    _check_settings([resolved, hydra, overrides, run_dir], hydra, Path(run_dir))
+    _refuse(fault for group in GROUPS for fault in hidden_targets(group, resolved.get(group)))
+    for path, key, value in leaves(resolved, ""):
+        if key == "cache_dir" and isinstance(value, str):
+            _at_home(path.lstrip("."), value)
+    launcher = str(composed.hydra.runtime.choices.get("hydra/launcher"))
+    return Job(resolved, Path(run_dir), Path(sweep_dir), tuple(overrides), launcher)
+
+
+def _at_home(key: str, path: str) -> Path:
+    """Return ``path`` with the home directory in the place of a ``~`` at its beginning."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{key}: {path!r}: there is no such home directory") from error
+
+
+def _settings(
+    composed: DictConfig, run_dir: Path, name: str, overrides: list[str]
+) -> dict[str, Any]:
+    """Return the settings of Hydra that matter, resolved for a job in ``run_dir``."""
+    hydra = composed.hydra
+    with _explained(name, overrides), read_write(hydra), open_dict(hydra):
+        hydra.runtime.output_dir = str(run_dir.absolute())
+        return {
+            key: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+            for key in (*BUILT, "output_subdir", "verbose", "job.name", "job.env_set")
+            for node in [OmegaConf.select(hydra, key)]
+        }
+
+
+def _check_settings(searched: list[Any], hydra: Mapping[str, Any], run_dir: Path) -> None:
+    """Refuse W&B's key anywhere in ``searched``, then what is wrong in the resolved settings."""
+    key = os.environ.get(KEY_VARIABLE)
+    if key and any(key in f"{path}{value}" for path, _, value in leaves(searched, "")):
         raise ConfigError(
-            "the configuration contains the value of WANDB_API_KEY, which would stand in records "
+            f"the configuration contains the value of {KEY_VARIABLE}, which would stand in records "
             "and logs; leave it in the environment, W&B finds it there"
         )
-    launcher = str(composed.hydra.runtime.choices.get("hydra/launcher"))
-    return Job(resolved, run_dir, sweep_dir, tuple(overrides), launcher)
+    _refuse(settings_faults(hydra, run_dir))
 
 
-def _check_hydra(composed: DictConfig) -> None:
-    """Refuse what would make Hydra run code that nobody trusts, before Hydra sees it; and ``~``."""
-    for place in ("run", "sweep"):
-        raw = str(composed.hydra[place]._get_node("dir"))
-        if raw.startswith("~"):
-            raise ConfigError(f"hydra.{place}.dir: {raw!r}: write the path without ~")
-    node: Any = OmegaConf.to_container(composed.hydra, resolve=False)
-    faults = hydra_faults(node)
-    if faults:
-        raise ConfigError("; ".join(faults))
-
-
-def quoted(text: str) -> str:
-    """Return ``text`` as a value in an override, whatever characters it has."""
-    return QuotedString(text, Quote.single).with_quotes()
+def _refuse(faults: Iterable[str]) -> None:
+    if found := "; ".join(faults):
+        raise ConfigError(found)

@@ -13,6 +13,9 @@ from pai.errors import first_line, nearest
 from pai.identity import flatten
 from pai.schema import GROUPS
 
+INSIDE_HYDRA = (AssertionError, AttributeError, KeyError, TypeError)
+"""What Hydra raises where an interpolation stands for something else than it expects."""
+
 
 def explain(  # noqa: PLR0911  (one for each kind of error)
     error: Exception, name: str, overrides: list[str]
@@ -33,6 +36,14 @@ def explain(  # noqa: PLR0911  (one for each kind of error)
         return f"a YAML file cannot be read: {' '.join(str(error).split())}"
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: missing; give it a value"
+    if isinstance(error, KeyError):
+        return f"hydra.job.env_copy: no environment variable {error}"
+    if isinstance(error, INSIDE_HYDRA):
+        return (
+            f"cannot be composed ({type(error).__name__}: {first_line(error)}): choices, and what "
+            f"Hydra reads itself (hydra.job, hydra.runtime, ...), have to be written out; the "
+            f"overrides were: {' '.join(overrides)}"
+        )
     cause = error.__cause__
     key = getattr(cause, "full_key", None) or getattr(error, "full_key", None)
     if key and "is not in struct" in str(cause):
@@ -76,5 +87,5 @@ def _composed(name: str, overrides: list[str]) -> DictConfig:
     choices = [text for text in overrides if text.split("=")[0].lstrip("+") in GROUPS]
     try:
         return compose(name, overrides=choices)
-    except (HydraException, YAMLError, OSError):
+    except (HydraException, YAMLError, OSError, *INSIDE_HYDRA):
         return DictConfig({})

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 
 from pai.errors import ConfigError
@@ -15,6 +16,7 @@ _EXTRAS = {
     "ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
     "ray_cluster": ("hydra_plugins.hydra_ray_launcher", "ray"),
 }
+MOST_THREADS = 4096
 
 
 def check_launcher(name: str) -> None:
@@ -47,10 +49,22 @@ def jobs_at_once() -> int:
 
 
 def use_own_threads() -> None:
-    """Let torch compute on the threads that the launcher has set aside for a job."""
-    text = os.environ.get("OMP_NUM_THREADS") or os.environ.get("SLURM_CPUS_PER_TASK") or ""
+    """Let torch compute on the threads that the launcher has set aside for a job.
+
+    Raises:
+        ConfigError: the variable that says how many is no number that torch could take.
+    """
+    name = "OMP_NUM_THREADS" if os.environ.get("OMP_NUM_THREADS") else "SLURM_CPUS_PER_TASK"
+    text = os.environ.get(name, "")
     if text.isdecimal():
+        if not is_number_of_threads(text):
+            raise ConfigError(f"{name}: {text} is no number from 1 to {MOST_THREADS}")
         import torch
 
         if torch.get_num_threads() != int(text):
             torch.set_num_threads(int(text))
+
+
+def is_number_of_threads(text: str) -> bool:
+    """Return whether ``text`` is a number of threads that a machine can be asked for."""
+    return re.fullmatch("[0-9]{1,9}", text) is not None and 1 <= int(text) <= MOST_THREADS

@@ -1,15 +1,21 @@
 """Names made from overrides."""
 
 import hashlib
+import re
 from collections.abc import Sequence
+
+from pai.console import OBEYED
 
 _LONGEST = 180
 _LONGEST_TITLE = 120
 
 
 def folder_name(overrides: str) -> str:
-    """Return ``overrides`` (``a=1,b=2``) as one folder name: no slashes, bounded length, unique."""
-    name = overrides.replace("/", "_").replace("\\", "_") or "default"
+    """Return ``overrides`` (``a=1,b=2``) as one folder name: bounded length, unique.
+
+    It has no slashes and no characters that a terminal obeys.
+    """
+    name = re.sub(r"[/\\]", "_", OBEYED.sub("_", overrides)) or "default"
     if len(name.encode()) <= _LONGEST and name == overrides:
         return name
     digest = hashlib.sha256(overrides.encode()).hexdigest()[:8]

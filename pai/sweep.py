@@ -13,9 +13,11 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from pai.compose import Job, opened, quoted
+from pai.compose import Job, opened
+from pai.console import one_line, shown
 from pai.errors import ConfigError, RunError, first_line
 from pai.job import Task
+from pai.overrides import quoted
 from pai.records import FILE_NAME, PATIENCE_S, is_held, read_record, write_record
 from pai.reports.sweep import sweep_table
 from pai.submitted import SLURM, none_forgotten
@@ -41,17 +43,17 @@ def run_sweep(arguments: argparse.Namespace, jobs: Sequence[Job]) -> int:
     except SystemExit as error:  # one of several processes of torchrun failed
         _log.debug("the sweep ends: %s", error)
     except RunError as error:
-        print(f"run error: {error}", file=sys.stderr)
+        print(f"run error: {one_line(str(error))}", file=sys.stderr)
         return 1
     _await_workers(waiting)
     for job in _dead(waiting):
         _bury(job, reasons)
     table, failed = sweep_table([job.run_dir for job in jobs], reasons)
-    print(table)
+    print(shown(table))
     if failed:
         print(
             f"run error: {failed} of {len(jobs)} jobs are not done; the same command with "
-            f"hydra.sweep.dir={jobs[0].sweep_dir} runs only those",
+            f"hydra.sweep.dir={one_line(str(jobs[0].sweep_dir))} runs only those",
             file=sys.stderr,
         )
     return 1 if failed else 0
@@ -144,11 +146,11 @@ def _search(arguments: argparse.Namespace, folder: Path) -> int:
             ended = f"{type(error).__name__}: {first_line(error)}"
     run_dirs = sorted(path.parent for path in folder.rglob(FILE_NAME))
     table, failed = sweep_table(run_dirs)
-    print(table)
+    print(shown(table))
     if ended or failed:
         print(
             f"run error: {failed} of {len(run_dirs)} jobs are not done"
-            f"{'; the sweep ended: ' if ended else ''}{ended}",
+            f"{'; the sweep ended: ' if ended else ''}{one_line(ended)}",
             file=sys.stderr,
         )
     return 1 if ended or failed else 0

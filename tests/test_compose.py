@@ -12,8 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from tiny import config, jobs
 
 from pai.cli import _parse, register_resolvers
-from pai.compose import compose_jobs, quoted
+from pai.compose import compose_jobs
 from pai.errors import ConfigError
+from pai.overrides import quoted
 from pai.paths import config_folder
 
 SWEEPS = [

@@ -12,6 +12,10 @@ CALLS: list[int] = []
 NOT_CALLABLE = 3
 
 
+class Own:
+    """What somebody lets Hydra call back."""
+
+
 def record(
     *, number: int = 0, scale: float = 1.0, on: bool = False, name: str = "x"
 ) -> dict[str, Any]:
