@@ -95,7 +95,8 @@ class GraphAttention(nn.Module):
         received = (values * self.from_target).sum(2)[target]
         share = _softmax(F.leaky_relu(sent + received, 0.2), target, len(x))  # [E, H]
         messages = values[source] * self.dropout(share)[:, :, None]
-        mixed = torch.zeros_like(values).index_add(0, target, messages)
+        # autocast makes the values bfloat16, the shares stay float32
+        mixed = torch.zeros_like(values, dtype=messages.dtype).index_add(0, target, messages)
         return (mixed.flatten(1) if self.concatenate else mixed.mean(1)) + self.bias
 
 

@@ -1,12 +1,13 @@
 """Every model of the library runs, is scored, and starts from the seed; sizes are the published."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from tiny import config, fitting
 from torch import nn
+from torch.nn import functional as F
 
 import pai
 from pai.data.bundle import DataSpec
@@ -56,6 +57,23 @@ def test_it_gives_logits_and_snip_scores_that_are_alive(built: Built) -> None:
     }
     assert all(bool(score.isfinite().all()) for score in scores.values())
     assert [name for name, score in scores.items() if not score.any()] == []
+
+
+@pytest.mark.parametrize("name", available("model"))
+def test_it_can_be_trained_in_bfloat16(name: str) -> None:
+    wide = name == "timm" or name.endswith("_imagenet")  # of strides on one pixel: docs/training.md
+    chosen = [f"model={name}", *fitting(name), *["dataset.image_size=32"] * wide]
+    plan = prepare(config(*chosen))
+    model = build(plan, 0).train()
+    options = replace(plan.training, precision="bfloat16").fitted_to(model)
+    inputs, targets = next(iter(plan.dataset.load().training_batches(6, 0, 0)))
+    loss = F.cross_entropy(options.run(model, inputs), targets)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert set(gradients) >= set(prunable_parameters(model))
+    assert [n for n, gradient in gradients.items() if not gradient.isfinite().all()] == []
+    assert [n for n in prunable_parameters(model) if not gradients[n].any()] == []
 
 
 def test_its_classifier_alone_is_left_out(built: Built) -> None:

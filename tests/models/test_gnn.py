@@ -1,10 +1,12 @@
 """Graph networks against the dense formulas of their papers."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny import fitting, tiny_run
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -78,6 +80,29 @@ def test_the_sizes_of_the_papers_on_cora() -> None:
     }  # fmt: skip
     for model, count in ((gcn(**sizes), 23_063), (gat(**sizes), 92_373)):
         assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("model", ["gcn", "gat"])
+def test_they_learn_in_every_precision(model: str, precision: str, tmp_path: Path) -> None:
+    record = tiny_run(
+        tmp_path, *fitting(model), f"model={model}", "model.depth=2", "model.width=8",
+        "scorer=snip", "training.epochs=60", f"training.precision={precision}",
+    )  # fmt: skip
+    first, last = record["history"][0], record["history"][-1]
+    assert last["train_loss"] < 0.9 * first["train_loss"]
+
+
+@pytest.mark.parametrize("build", [gcn, gat])
+def test_in_bfloat16_they_are_nearly_what_they_are_in_float32(
+    build: Callable[..., nn.Module],
+) -> None:
+    model = build(**ARGUMENTS | {"node_features": FEATURES.float()}).eval()
+    exact = model(NODES)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(NODES)
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded.float(), exact, rtol=0.03, atol=0.03)
 
 
 @pytest.mark.parametrize("wrong", [{"width": 0}, {"depth": 1}, {"dropout": 1.0}, {"heads": 0}])
