@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 the work failed (the record says how); 2 the configuration
 
 import argparse
 import datetime
+import errno
 import logging
 import os
 import signal
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pai.console import one_line, shown
 from pai.distributed import broadcast_object, is_main, launched, process_group, rank
 from pai.errors import ConfigError, RunError, Stopped
 from pai.paths import config_folder
@@ -158,7 +160,10 @@ def _checked_jobs(arguments: argparse.Namespace) -> "tuple[list[Job], list[Plan]
     for job in jobs:
         plans.append(prepare(job.config))
         if is_main():
-            check_run_directory(job.run_dir, job.config, setting)
+            try:
+                check_run_directory(job.run_dir, job.config, setting)
+            except OSError as error:  # a name that is too long, a folder that cannot be read
+                raise ConfigError(f"{setting}: {job.run_dir}: {error.strerror}") from error
     return jobs, plans
 
 
@@ -204,40 +209,73 @@ def _assist() -> int:
 def _tell(jobs: "list[Job]", plans: "list[Plan]") -> int:
     from pai.dry_run import describe
 
-    print(describe(jobs, plans))
+    print(shown(describe(jobs, plans)))
     return 0
 
 
 def _sweep(arguments: argparse.Namespace, jobs: "list[Job]") -> int:
+    from hydra.errors import HydraException
+
     from pai.sweep import run_sweep
 
-    return run_sweep(arguments, jobs)
+    try:
+        return run_sweep(arguments, jobs)
+    except (OSError, HydraException, ConfigError) as error:
+        return _failed_outside("hydra.sweep.dir", jobs[0].sweep_dir, error)
 
 
 def _single(arguments: argparse.Namespace, job: "Job") -> int:
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
 
     from pai.compose import opened
     from pai.job import Task
 
     task = Task()
-    with opened(arguments) as (name, overrides):
-        hydra: Any = GlobalHydra.instance().hydra
-        hydra.run(name, task, [*overrides, "hydra.mode=RUN"])
+    try:
+        with opened(arguments) as (name, overrides):
+            hydra: Any = GlobalHydra.instance().hydra
+            hydra.run(name, task, [*overrides, "hydra.mode=RUN"])
+    except (OSError, ValueError, HydraException) as error:
+        if task.started:
+            print(f"run error: {_one_line(error)}", file=sys.stderr)
+            return 1
+        return _failed_outside("hydra.run.dir", job.run_dir, error)
     if not task.failure:
         return 0
-    error = task.failure[0]
-    if isinstance(error, ConfigError):
-        print(f"config error: {_one_line(error)}", file=sys.stderr)
+    failure = task.failure[0]
+    if isinstance(failure, ConfigError):
+        print(f"config error: {_one_line(failure)}", file=sys.stderr)
         return 2
+    place = one_line(str(job.run_dir))
+    then = (
+        "the same command fails at the same step; another learning rate needs another hydra.run.dir"
+        if isinstance(failure, RunError) and failure.repeats
+        else f"the same command with hydra.run.dir={place} continues"
+    )
     print(
-        f"run error: {_one_line(error)}; see {job.run_dir}/record.json and pai.log beside it; "
-        f"the same command with hydra.run.dir={job.run_dir} continues",
+        f"run error: {_one_line(failure)}; see {place}/record.json and pai.log beside it; {then}",
         file=sys.stderr,
     )
     return 1
 
 
+def _failed_outside(setting: str, folder: Path, error: Exception) -> int:
+    """Say what went wrong in what Hydra does around the jobs; return the exit code.
+
+    It makes the directory that ``setting`` has chosen, opens the log, writes its files, and builds
+    the callbacks that the user trusts.
+    """
+    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error  # of logging
+    if not isinstance(cause, OSError):
+        print(f"config error: {one_line(str(error))}", file=sys.stderr)
+        return 2
+    full = cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+    kind = "run" if full else "config"
+    print(f"{kind} error: {setting}: {one_line(f'{folder}: {cause}')}", file=sys.stderr)
+    return 1 if full else 2
+
+
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = one_line(str(error))
     return text if isinstance(error, ConfigError | RunError) else f"{type(error).__name__}: {text}"

@@ -9,7 +9,16 @@ class ConfigError(ValueError):
 
 
 class RunError(RuntimeError):
-    """The work itself failed: what was computed so far stays, and the run can be resumed."""
+    """The work itself failed: what was computed so far stays, and the run can be resumed.
+
+    Args:
+        message: what failed.
+        repeats: whether it would fail again in the same way, as all follows from the configuration.
+    """
+
+    def __init__(self, message: str, *, repeats: bool = False) -> None:
+        super().__init__(message)
+        self.repeats = repeats
 
 
 class Stopped(KeyboardInterrupt):

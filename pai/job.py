@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pai.compose import SCHEMA_WARNING
+from pai.console import shown
 from pai.distributed import broadcast_object, launched
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Task:
     """
 
     folder: str = field(default_factory=os.getcwd)
+    started: bool = False
     failure: list[BaseException] = field(default_factory=list)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -45,7 +47,9 @@ class Task:
 
         from pai.reports.summary import one_line, summarise
 
+        self.started = True
         logging.captureWarnings(True)
+        logging.raiseExceptions = False  # a full disk is told by what writes the record, once
         os.chdir(self.folder)  # another process may have started elsewhere
         hydra = HydraConfig.get()
         run_dir = Path(hydra.runtime.output_dir)
@@ -61,7 +65,8 @@ class Task:
                 raise
             self.failure.append(error)
             return None
-        print(one_line(record, run_dir) if multirun else summarise(record, run_dir), flush=True)
+        told = one_line(record, run_dir) if multirun else summarise(record, run_dir)
+        print(shown(told), flush=True)
         accuracy: float = record["metrics"]["best_val_accuracy"]
         return accuracy
 

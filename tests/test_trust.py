@@ -166,6 +166,24 @@ def test_the_key_of_wandb_reaches_no_file(tmp_path: Path, monkeypatch: pytest.Mo
     assert [path for path in files if key.encode() in path.read_bytes()] == []
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "hydra.job.name=${oc.env:WANDB_API_KEY}", "hydra.output_subdir=${oc.env:WANDB_API_KEY}",
+        "hydra.job_logging.formatters.simple.format='${oc.env:WANDB_API_KEY} %(message)s'",
+        "hydra.verbose=${oc.env:WANDB_API_KEY}", "+hydra.job.env_set.WANDB_PROJECT=of-{key}",
+    ],
+)  # fmt: skip
+def test_the_key_of_wandb_reaches_no_file_through_hydra(
+    setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "0123456789abcdef0123456789abcdef01234567"
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    with pytest.raises(ConfigError, match=r"value of WANDB_API_KEY|write it out") as refused:
+        check(*TINY, setting.replace("{key}", key))
+    assert key not in str(refused.value)
+
+
 def test_the_key_of_wandb_is_in_no_file_of_a_run_that_fails(tmp_path: Path) -> None:
     key = "0123456789abcdef0123456789abcdef01234567"
     done = python(

@@ -75,5 +75,6 @@ def check_loss(part: str, loss: float, when: str, source: Callable[[], str]) -> 
     if not math.isfinite(loss):
         raise RunError(
             f"the {part} loss became {loss} in {when}{source()}; a lower training.optimizer.lr may "
-            f"help"
+            f"help",
+            repeats=True,
         )
