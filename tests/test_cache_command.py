@@ -26,6 +26,40 @@ def test_size_is_reported_and_entries_are_cleared(
     assert "0 entries" in capsys.readouterr().out
 
 
+def test_a_folder_that_is_named_like_an_entry_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for ending in ("safetensors", "lock"):
+        (tmp_path / f"{64 * 'a'}.{ending}").mkdir()
+    assert main(["--clear", "--dir", str(tmp_path)]) == 0
+    assert f"{tmp_path}: 0 entries" in capsys.readouterr().out
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["PAI_CACHE", "XDG_CACHE_HOME"])
+def test_the_home_of_nobody_is_one_line(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PAI_CACHE", raising=False)
+    monkeypatch.setenv(name, "~nouser/x")
+    assert main([]) == 2
+    line = f"config error: {name}: '~nouser/x': there is no such home directory\n"
+    assert capsys.readouterr().err == line
+
+
+def test_entries_that_cannot_be_removed_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / f"{64 * 'a'}.safetensors").touch()
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert main(["--clear", "--dir", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("run error: the cache: [Errno 13] Permission denied: ")
+
+
 @pytest.mark.parametrize(
     "variables", [{}, {"XDG_CACHE_HOME": "/x"}, {"PAI_CACHE": "/p", "XDG_CACHE_HOME": "/x"}]
 )
