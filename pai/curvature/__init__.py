@@ -77,7 +77,7 @@ def curvature_diagonal(
         method: Estimator = _ESTIMATORS[estimator](temperature=temperature, **options)
     except TypeError as error:
         raise ValueError(f"estimator {estimator}: {error}") from None
-    check_batches(batches)
+    batches = check_batches(batches)
     chosen = prunable_parameters(model) if parameters is None else parameters
 
     def compute() -> Named:

@@ -9,7 +9,8 @@ from reference import flatten, per_sample_gradients
 from torch import Tensor, nn
 
 import pai
-from pai.curvature.rules import padded
+from pai.curvature import fused
+from pai.curvature.rules import RULES, padded
 
 CHANGES: dict[str, dict[str, Any]] = {
     "pairs": {"stride": (1, 1), "dilation": (2, 2), "padding": (2, 2)},
@@ -47,6 +48,15 @@ def test_options_changed_after_construction(kind: Any, change: str, mode: str) -
         warnings.simplefilter("error")  # of the slow path
         found = flatten(pai.curvature_diagonal(model, [(x, y)], "empirical_fisher"))
     assert (found - truth).abs().max() <= 1e-10 * truth.max()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d])
+def test_the_kernel_for_gpus_reads_the_options_alike(kind: Any, change: str) -> None:
+    layer = changed(kind(4, 6, 3, padding=1, stride=2, groups=2), CHANGES[change])
+    x = torch.randn(2, 4, *[7] * (1 if kind is nn.Conv1d else 2))
+    inner = RULES[kind].inner(layer, x, layer(x))
+    assert fused.patches(layer, x).shape == inner.shape  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
