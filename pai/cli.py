@@ -237,9 +237,6 @@ def _single(arguments: argparse.Namespace, job: "Job") -> int:
             hydra: Any = GlobalHydra.instance().hydra
             hydra.run(name, task, [*overrides, "hydra.mode=RUN"])
     except (OSError, ValueError, HydraException) as error:
-        if task.started:
-            print(f"run error: {_one_line(error)}", file=sys.stderr)
-            return 1
         return _failed_outside("hydra.run.dir", job.run_dir, error)
     if not task.failure:
         return 0

@@ -31,7 +31,6 @@ class Task:
     """
 
     folder: str = field(default_factory=os.getcwd)
-    started: bool = False
     failure: list[BaseException] = field(default_factory=list)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -47,16 +46,18 @@ class Task:
 
         from pai.reports.summary import one_line, summarise
 
-        self.started = True
         logging.captureWarnings(True)
         logging.raiseExceptions = False  # a full disk is told by what writes the record, once
-        os.chdir(self.folder)  # another process may have started elsewhere
         hydra = HydraConfig.get()
-        run_dir = Path(hydra.runtime.output_dir)
         multirun = hydra.mode == RunMode.MULTIRUN
-        resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         try:
-            record = _run(resolved, run_dir, _labels(hydra, resolved, multirun=multirun), multirun)
+            os.chdir(self.folder)  # another process may have started elsewhere
+            run_dir = Path(hydra.runtime.output_dir)
+            resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+            labels = _labels(hydra, resolved, multirun=multirun)
+            record = _run(resolved, run_dir, labels, multirun)
+            told = one_line(record, run_dir) if multirun else summarise(record, run_dir)
+            print(shown(told), flush=True)
         except (Exception, KeyboardInterrupt) as error:
             _log.debug("the run failed", exc_info=True)  # to the log file
             if multirun and launched() > 1:  # the other processes are in an unknown state
@@ -65,8 +66,6 @@ class Task:
                 raise
             self.failure.append(error)
             return None
-        told = one_line(record, run_dir) if multirun else summarise(record, run_dir)
-        print(shown(told), flush=True)
         accuracy: float = record["metrics"]["best_val_accuracy"]
         return accuracy
 

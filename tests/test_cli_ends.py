@@ -115,3 +115,19 @@ def test_a_number_of_threads_that_cannot_be_is_one_line(
     assert done.returncode == 2
     line = only_line(done.stderr)
     assert line == f"config error: SLURM_CPUS_PER_TASK: {threads} is no number from 1 to 4096"
+
+
+def test_a_summary_that_nobody_reads_is_one_line(tmp_path: Path) -> None:
+    quiet = "hydra.job_logging.handlers.console.stream=ext://sys.stderr"
+    level = "hydra.job_logging.handlers.console.level=ERROR"
+    script = (
+        "import sys, pai.cli, pai.reports.summary as summary\n"
+        "def summarise(record, run_dir): raise BrokenPipeError(32, 'Broken pipe')\n"
+        "summary.summarise = summarise\n"
+        f"sys.argv = ['pai', *{[*QUICK, quiet, level]!r}, 'hydra.run.dir=run']\n"
+        "pai.cli.main()\n"
+    )
+    done = python("-c", script, cwd=tmp_path)
+    assert done.returncode == 1
+    assert only_line(done.stderr).startswith("run error: BrokenPipeError: [Errno 32] Broken pipe; ")
+    assert record_in(tmp_path / "run")["status"] == "completed"
