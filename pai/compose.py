@@ -37,6 +37,7 @@ from pai.schema import GROUPS
 from pai.trust import check_search_path, hidden_targets
 
 _FAULTS = (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError)
+_ALSO = ("output_subdir", "verbose", "job.name", "job.env_set")
 SCHEMA_WARNING = r"\s*'hydra/launcher/"
 """Hydra's, about files in ``conf/hydra/launcher`` that are named like those of its plugins."""
 
@@ -236,23 +237,24 @@ def _check_sweep(composed: DictConfig, name: str, overrides: list[str]) -> None:
 def _job(composed: DictConfig, name: str, overrides: list[str], *, multirun: bool) -> Job:
     _check_written(composed)
     with _explained(name, overrides):
-        sweep_dir = run_dir = composed.hydra.sweep.dir if multirun else composed.hydra.run.dir
-        if multirun:
-            _refuse(subdirectory_faults(composed.hydra.sweep.subdir))
-            run_dir = str(Path(sweep_dir, composed.hydra.sweep.subdir))
+        sweep_dir = composed.hydra.sweep.dir if multirun else composed.hydra.run.dir
+        subdir = composed.hydra.sweep.subdir if multirun else ""
         keys = [str(key) for key in composed if key != "hydra"]
         resolved: Any = OmegaConf.to_container(
             OmegaConf.masked_copy(composed, keys), resolve=True, throw_on_missing=True
         )
+        called = composed.hydra.job.override_dirname
     _refuse(directory_faults("hydra.sweep.dir" if multirun else "hydra.run.dir", sweep_dir))
-    hydra = _settings(composed, Path(run_dir), name, overrides)
-    _check_settings([resolved, hydra, overrides, run_dir], hydra, Path(run_dir))
+    _refuse(subdirectory_faults(subdir))
+    run_dir = Path(sweep_dir, subdir)
+    hydra = _settings(composed, run_dir, name, overrides)
+    _check_settings([resolved, hydra, overrides, called, str(run_dir)], hydra, run_dir)
     _refuse(fault for group in GROUPS for fault in hidden_targets(group, resolved.get(group)))
     for path, key, value in leaves(resolved, ""):
         if key == "cache_dir" and isinstance(value, str):
             _at_home(path.lstrip("."), value)
     launcher = str(composed.hydra.runtime.choices.get("hydra/launcher"))
-    return Job(resolved, Path(run_dir), Path(sweep_dir), tuple(overrides), launcher)
+    return Job(resolved, run_dir, Path(sweep_dir), tuple(overrides), launcher)
 
 
 def _at_home(key: str, path: str) -> Path:
@@ -272,7 +274,7 @@ def _settings(
         hydra.runtime.output_dir = str(run_dir.absolute())
         return {
             key: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-            for key in (*BUILT, "output_subdir", "verbose", "job.name", "job.env_set")
+            for key in (*BUILT, *_ALSO)
             for node in [OmegaConf.select(hydra, key)]
         }
 

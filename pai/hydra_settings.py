@@ -107,9 +107,8 @@ def directory_faults(key: str, value: str) -> list[str]:
         return [f"{key}: is empty; name a folder (. is the current one)"]
     if value.startswith("~"):
         return [f"{key}: {value!r}: write the path without ~"]
-    if obeyed(value):
-        return [f"{key}: {value!r} has a control character"]
-    return []
+    place = str(Path(value).absolute())
+    return [f"{key}: {place!r} has a control character"] if obeyed(place) else []
 
 
 def subdirectory_faults(value: str) -> list[str]:

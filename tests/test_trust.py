@@ -171,6 +171,7 @@ def test_the_key_of_wandb_reaches_no_file(tmp_path: Path, monkeypatch: pytest.Mo
     [
         "hydra.job.name=${oc.env:WANDB_API_KEY}", "hydra.output_subdir=${oc.env:WANDB_API_KEY}",
         "hydra.job_logging.formatters.simple.format='${oc.env:WANDB_API_KEY} %(message)s'",
+        "hydra.job.config.override_dirname.kv_sep=${oc.env:WANDB_API_KEY}",
         "hydra.verbose=${oc.env:WANDB_API_KEY}", "+hydra.job.env_set.WANDB_PROJECT=of-{key}",
     ],
 )  # fmt: skip
