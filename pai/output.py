@@ -21,7 +21,7 @@ from pai.masking.mask import load_mask, mask_report, mask_sha256, save_mask
 from pai.masking.select import Mask
 from pai.records import HISTOGRAM_FILE, write_bytes_atomically, write_record
 from pai.tracking.base import Session
-from pai.training.checkpoint import load_checkpoint, save_checkpoint
+from pai.training.checkpoint import FaultFn, load_checkpoint, save_checkpoint
 
 MASK_FILE, MODEL_FILE, CHECKPOINT_FILE = "mask.safetensors", "model.safetensors", "checkpoint.pt"
 ROUNDS_FILE, ROUND_FILES = "rounds.pt", "round-*.pt"
@@ -79,9 +79,13 @@ class Output:
         done = self._run_dir / ROUND_FILES.replace("*", str(state["done"]))
         done.unlink(missing_ok=True)
 
-    def stored_rounds(self) -> dict[str, Any] | None:
-        """Return what :meth:`round_done` stored last in the interrupted run, if anything."""
-        return load_checkpoint(self._run_dir / ROUNDS_FILE)
+    def stored_rounds(self, fault: FaultFn) -> dict[str, Any] | None:
+        """Return what :meth:`round_done` stored last in the interrupted run, if anything.
+
+        Raises:
+            RunError: it is damaged, or ``fault`` says so.
+        """
+        return load_checkpoint(self._run_dir / ROUNDS_FILE, fault)
 
     def new_mask(self, model: nn.Module, mask: Mapping[str, Tensor], inputs: Tensor) -> None:
         """Describe ``mask`` in the record and write both."""
@@ -164,7 +168,7 @@ class NoOutput(Output):
     def round_done(self, state: dict[str, Any]) -> None:
         """Write nothing."""
 
-    def stored_rounds(self) -> dict[str, Any] | None:
+    def stored_rounds(self, fault: FaultFn) -> dict[str, Any] | None:
         """Return nothing: the main process sends it."""
         return None
 

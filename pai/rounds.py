@@ -5,7 +5,8 @@ come; a run that is started again continues after the last whole round, and with
 after its last epoch.
 """
 
-from collections.abc import Callable
+import reprlib
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -22,10 +23,12 @@ from pai.output import Output
 from pai.plan import Plan
 from pai.prunable import prunable_parameters
 from pai.seeding import derive_seed, seed_of
+from pai.training.checkpoint import weights_fault
 from pai.training.loop import NEVER, Moment, steps_per_epoch, train
 
 FindFn = Callable[[int, float, Mask | None], Mask]
 """Finds the mask of a round: its number from 0, its sparsity, the mask so far."""
+_SPENT = ("steps", "epochs", "training_flops_dense", "training_flops_masked")
 _FLOPS_PER_FORWARD = 3  # a training step: forward, and backward as two of its kind
 
 
@@ -35,6 +38,28 @@ def check_steps(plan: Plan, data: Bundle) -> None:
         plan.baseline.check_steps(plan.training.epochs, steps_per_epoch(data, plan.training))
     except ValueError as error:
         raise ConfigError(f"baseline: {error}") from error
+
+
+def rounds_fault(state: Mapping[str, Any], plan: Plan, model: nn.Module) -> str | None:
+    """Return what is wrong with a state that :func:`prune_in_rounds` has stored, if anything."""
+    if set(state) != {"done", "model", "rewind", "mask", "rows"}:
+        return f"its keys are {reprlib.repr(sorted(map(str, state)))}"
+    done, rows, rounds = state["done"], state["rows"], plan.baseline.rounds
+    if type(done) is not int or not 0 <= done <= rounds:
+        return f"it has {reprlib.repr(done)} of {rounds} rounds"
+    if not isinstance(rows, list) or len(rows) != done:
+        return f"it does not tell of {done} rounds"
+    if not all(isinstance(row, Mapping) and set(_SPENT) <= set(row) for row in rows):
+        return "it does not tell what its rounds cost"
+    weights = model.state_dict()
+    fault = weights_fault("its model", state["model"], weights)
+    if fault is None and state["rewind"] is not None:
+        fault = weights_fault("what it rewinds to", state["rewind"], weights)
+    if fault is None and (done or state["mask"] is not None):
+        classifier = plan.config["include_classifier"]
+        prunable = prunable_parameters(model, include_classifier=classifier)
+        fault = weights_fault("its mask", state["mask"], prunable)
+    return fault
 
 
 def prune_in_rounds(
@@ -63,7 +88,8 @@ def prune_in_rounds(
         The mask, and for the record what was spent before it: steps, epochs, FLOPs, rounds.
     """
     baseline = plan.baseline
-    state = state or {"done": 0, "model": _copy(model), "rewind": None, "mask": None, "rows": []}
+    if state is None:
+        state = {"done": 0, "model": _copy(model), "rewind": None, "mask": None, "rows": []}
     if baseline.rewind_step == 0 and state["rewind"] is None:
         state["rewind"] = state["model"]
     if baseline.trains and state["done"] == 0:
@@ -134,5 +160,4 @@ def _copy(model: nn.Module) -> dict[str, Any]:
 
 def _spent(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Add up what the rounds cost; FLOPs are 3 times the forward passes' of all training images."""
-    keys = ("steps", "epochs", "training_flops_dense", "training_flops_masked")
-    return {key: sum(row[key] for row in rows) for key in keys} | {"rounds": rows}
+    return {key: sum(row[key] for row in rows) for key in _SPENT} | {"rounds": rows}

@@ -15,7 +15,7 @@ from pai.output import (
     ROUNDS_FILE,
     SCORES_FILE,
 )
-from pai.records import HISTOGRAM_FILE, read_record
+from pai.records import HISTOGRAM_FILE, read_run
 
 _MAY_CHANGE = tuple(key for key in IGNORED if key != "device")  # when an unfinished run goes on
 _WRITTEN = (
@@ -48,7 +48,7 @@ def check_run_directory(
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ConfigError(f"{setting}: {run_dir} cannot be made: {parent} is no writable folder")
     try:
-        record = read_record(run_dir)
+        record = read_run(run_dir)
     except ValueError as error:
         raise ConfigError(f"{setting}: {error}; choose another directory") from error
     if record is None:
@@ -58,7 +58,13 @@ def check_run_directory(
                 f"run would overwrite or remove it; choose another directory, or move it"
             )
         return None
-    stored, wanted = flatten(completed(record.get("config", {}))), flatten(config)
+    for path in _written(run_dir):
+        if path.is_dir():
+            raise ConfigError(
+                f"{setting}: {path} is a folder, and the run there would write a file; choose "
+                f"another directory, or move it"
+            )
+    stored, wanted = flatten(completed(record["config"])), flatten(config)
     for key in sorted({*stored, *wanted}):
         if stored.get(key) != wanted.get(key) and not below(key, _MAY_CHANGE):
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 import datetime
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from pai.output import CHECKPOINT_FILE, ROUNDS_FILE, NoOutput, Output, remove_ch
 from pai.plan import Plan
 from pai.precision import scoring_precision
 from pai.records import FolderInUseError, alone_in, remove_partial_writes, write_record
-from pai.rounds import check_steps, prune_in_rounds
+from pai.rounds import check_steps, prune_in_rounds, rounds_fault
 from pai.run_directory import check_run_directory, directory_setting
 from pai.scoring import Draw, score_and_select, scoring_samples
 from pai.seeding import global_seed, seed_of
@@ -209,7 +210,7 @@ def _prune(
     warmup_batches = data.warmup_batches(
         plan.config["scoring"]["warmup_batch_size"], seed_of(plan.config, "data")
     )
-    state = broadcast_object(output.stored_rounds())
+    state = broadcast_object(output.stored_rounds(partial(rounds_fault, plan=plan, model=model)))
     if state is None:
         with clock.timed("warmup"):
             warm = plan.warmup(model, warmup_batches)

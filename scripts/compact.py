@@ -32,7 +32,7 @@ from pai.flops import forward_cost
 from pai.identity import completed
 from pai.output import MODEL_FILE
 from pai.plan import prepare
-from pai.records import read_record, write_bytes_atomically
+from pai.records import read_run, write_bytes_atomically
 
 TOLERANCE = 1e-4  # relative to the largest output; float32 rounding is some 1e-6
 
@@ -43,7 +43,7 @@ def rebuild(run_dir: Path) -> tuple[nn.Module, DataSpec]:
     Raises:
         ConfigError: the folder holds no completed run.
     """
-    record = read_record(run_dir)
+    record = read_run(run_dir)
     if record is None or record["status"] != "completed":
         raise ConfigError(f"{run_dir} holds no completed run")
     plan = prepare(completed(record["config"]) | {"device": "cpu"})

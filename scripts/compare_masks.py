@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from pai.masking.budgets import read_mask
 from pai.output import SCORES_FILE
-from pai.records import read_record, write_bytes_atomically
+from pai.records import read_run, write_bytes_atomically
 from pai.reports.compare import MaskArrays, Pair, as_csv, compare, densities, markdown
 from pai.reports.extra import require
 from pai.reports.write import write_png
@@ -30,7 +30,7 @@ def read(path: Path) -> tuple[str, dict[str, Any], dict[str, Any] | None]:
         ValueError: there is no mask, or it cannot be read.
     """
     mask = {name: keep.numpy() for name, keep in read_mask(path)[1].items()}
-    record = read_record(path) if path.is_dir() else None
+    record = read_run(path) if path.is_dir() else None
     stored = path / SCORES_FILE
     scores = load_file(stored) if path.is_dir() and stored.is_file() else None
     order = [layer["name"] for layer in record["mask"]["layers"]] if record else list(mask)

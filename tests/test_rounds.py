@@ -268,6 +268,28 @@ def test_damaged_rounds_are_named(whole: Path, tmp_path: Path) -> None:
     assert record["mask"] == record_in(whole / "run")["mask"]
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"done": 99}, "it has 99 of 2 rounds"), ({"rows": []}, "does not tell of 1 rounds"),
+        ({"rows": [{}]}, "what its rounds cost"), ({"model": {}}, "its model does not hold"),
+        ({"mask": None}, "its mask does not hold"), ({"rewind": 5}, "what it rewinds to does not"),
+        ({"more": 1}, "its keys are"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_rounds_that_are_not_of_this_run_are_named(
+    change: dict[str, Any], said: str, whole: Path, tmp_path: Path
+) -> None:
+    run_dir = shutil.copytree(whole / "6", tmp_path / "run")
+    path = run_dir / "rounds.pt"
+    state = torch.load(path, weights_only=True)
+    assert state["done"] == 1
+    torch.save(state | change, path)
+    with pytest.raises(RunError, match=rf"rounds\.pt is no checkpoint .*{said}.*; remove it to"):
+        tiny_run(run_dir, *TICKET)
+
+
 def test_the_record_says_what_was_spent(whole: Path) -> None:
     record = record_in(whole / "run")
     spent, cost = record["baseline"], record["cost"]

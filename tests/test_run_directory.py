@@ -1,7 +1,10 @@
 """What a run does with a directory that is not empty."""
 
+import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import TINY, check, command, record_in, tiny_run
@@ -109,3 +112,74 @@ def test_a_run_without_its_record_is_not_continued(
 def test_a_directory_that_cannot_be_made_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"dir: .*xxx.* cannot be made: File name too"):
         check(*TINY, f"hydra.run.dir={tmp_path}/{name}")
+
+
+def damaged(name: str, record: dict[str, Any]) -> str:
+    """Return the text of a record with one thing wrong."""
+    mask = record["mask"]
+    changes: dict[str, dict[str, Any]] = {
+        "config": {"config": None}, "a list": {"config": []}, "status": {"status": "weird"},
+        "number": {"status": 5}, "mask": {"mask": 5}, "empty mask": {"mask": {}},
+        "hash only": {"mask": {"sha256": mask["sha256"]}}, "times": {"timing_s": {"total": None}},
+        "no times": {"timing_s": None}, "completed": {"status": "completed", "metrics": {}},
+        "layers": {"mask": mask | {"layers": [5]}}, "cost": {"cost": {}},
+        "peak": {"peak_memory_gib": "much"}, "environments": {"earlier_environments": 5},
+    }  # fmt: skip
+    if name == "deep":
+        return 200_000 * "["
+    if name == "long":
+        return '{"a": ' + 10_000 * "9" + "}"
+    if name.startswith("no "):
+        return json.dumps({k: v for k, v in record.items() if k != name.removeprefix("no ")})
+    return json.dumps(record | changes[name])
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    {
+        "deep": "nested too deeply", "long": "Exceeds the limit", "no status": "its status is None",
+        "no mask": "it has no mask", "no config": "it has no config", "config": "its config is Non",
+        "a list": "its config is []", "status": "its status is 'weird', not running, completed, f",
+        "number": "its status is 5", "mask": "its mask is 5", "empty mask": "it has no mask.sha256",
+        "hash only": "it has no mask.kept", "times": "its timing_s holds something else",
+        "no timing_s": "it has no timing_s", "completed": "it has no metrics.test_accuracy",
+        "layers": "its mask.layers is 5", "cost": "it has no cost.forward_flops_dense",
+        "peak": "its peak_memory_gib is 'much'", "environments": "its earlier_environments is 5",
+    }.items(),
+)  # fmt: skip
+def test_a_record_that_is_no_runs_is_named_and_kept(
+    damage: str, said: str, interrupted: Path, tmp_path: Path
+) -> None:
+    run_dir = shutil.copytree(interrupted, tmp_path / "run")
+    text = damaged(damage, record_in(run_dir))
+    (run_dir / "record.json").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        tiny_run(run_dir)
+    start = f"hydra.run.dir: {run_dir}/record.json is not a valid record: {said}"
+    assert str(caught.value).startswith(start)
+    assert str(caught.value).endswith("; choose another directory")
+    assert "\n" not in str(caught.value)
+    assert (run_dir / "record.json").read_text() == text
+    assert (run_dir / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("name", ["record.json", *WRITTEN])
+def test_a_folder_named_like_a_file_of_the_run_is_named(
+    name: str, interrupted: Path, tmp_path: Path
+) -> None:
+    run_dir = shutil.copytree(interrupted, tmp_path / "run")
+    (run_dir / name).unlink(missing_ok=True)
+    (run_dir / name).mkdir()
+    said = "is a folder|is not a valid record: not a file"
+    with pytest.raises(ConfigError, match=rf"^hydra\.run\.dir: .*/{re.escape(name)} ({said})"):
+        tiny_run(run_dir)
+    assert (run_dir / name).is_dir()
+
+
+def test_a_folder_with_the_name_of_a_temporary_file_stays(
+    interrupted: Path, tmp_path: Path
+) -> None:
+    run_dir = shutil.copytree(interrupted, tmp_path / "run")
+    (run_dir / ".x.tmp").mkdir()
+    assert tiny_run(run_dir)["status"] == "completed"
+    assert (run_dir / ".x.tmp").is_dir()

@@ -1,6 +1,7 @@
 """Runs that fail, are killed, or are started again where a run already is."""
 
 import itertools
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -339,3 +340,68 @@ def test_a_session_that_cannot_start_fails_the_run(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no disk"):
         run(plan(tracker=Spy(refuse)), tmp_path, LABELS)
     assert record_in(tmp_path)["error"] == "OSError: no disk"
+
+
+def other_epochs(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a history that lacks its first epoch."""
+    return state | {"history": state["history"][1:]}
+
+
+def other_weights(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a model with a tensor of another shape."""
+    return state | {"model": {**state["model"], "fc.weight": torch.zeros(10, 3)}}
+
+
+def another_best(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a best epoch that is better than it was."""
+    return state | {"best": state["best"] | {"val_accuracy": 1.0}}
+
+
+DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "nothing": (lambda state: {}, r"its keys are \[\]"),
+    "none": (lambda state: None, "a NoneType and not a dictionary"),
+    "list": (lambda state: [1], "a list and not a dictionary"),
+    "far epoch": (lambda state: state | {"epoch": 10**30}, "its epoch is 1000.*000, none of the 3"),
+    "epoch 0": (lambda state: state | {"epoch": 0}, "its epoch is 0, none of the 3 of the tr"),
+    "epoch 1.0": (lambda state: state | {"epoch": 1.0}, r"its epoch is 1\.0"),
+    "another epoch": (lambda state: state | {"epoch": 3}, "not that of the epochs 1 to 3"),
+    "history": (other_epochs, "its history is not that of the epochs 1 to 2"),
+    "text": (lambda state: state | {"history": "text"}, "its history is 'text'"),
+    "no numbers": (
+        lambda state: state | {"history": [row | {"lr": "x"} for row in state["history"]]},
+        "something else than numbers",
+    ),
+    "model": (lambda state: state | {"model": None}, "its model does not hold the tensors"),
+    "shape": (other_weights, r"its model has no tensor 'fc\.weight' of shape \(10, 16\)"),
+    "best": (lambda state: state | {"best": None}, "its best epoch is None"),
+    "another best": (another_best, "its best epoch is none of its history"),
+    "optimizer": (lambda state: state | {"optimizer": {}}, "its optimizer is no state of one"),
+    "groups": (
+        lambda state: state | {"optimizer": state["optimizer"] | {"param_groups": []}},
+        "its optimizer is for other parameters",
+    ),
+    "momentum": (
+        lambda state: state | {"optimizer": state["optimizer"] | {"state": {0: 5}}},
+        "its optimizer has no state of parameter 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_checkpoint_that_is_not_of_this_run_is_named(
+    damage: str, whole: Path, tmp_path: Path
+) -> None:
+    run_dir = shutil.copytree(whole / "epoch 2", tmp_path / "run")
+    path = run_dir / "checkpoint.pt"
+    change, said = DAMAGE[damage]
+    torch.save(change(torch.load(path, weights_only=True)), path)
+    with pytest.raises(RunError) as caught:
+        tiny_run(run_dir, *SETTINGS)
+    assert re.fullmatch(
+        rf"{path} is no checkpoint of this run: .*{said}.*; remove it to start over",
+        str(caught.value),
+    )
+    assert record_in(run_dir)["status"] == "failed"
+    path.unlink()  # as the message says
+    tiny_run(run_dir, *SETTINGS)
+    assert_same_result(run_dir, whole)

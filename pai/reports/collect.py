@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pai.errors import ConfigError
+from pai.errors import ConfigError, first_line
 from pai.identity import IGNORED, completed, digest
 from pai.records import FILE_NAME
 from pai.reports.extra import require
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 NONE = "none"
 _NOT_RUNS = ("wandb", ".hydra")
 _NEEDED = {"status": str, "config": dict, "seed": int}
+_SECTIONS = ("choices", "metrics", "timing_s", "environment", "scoring", "cost")
 # Large parts stay in the database until they are asked for.
 _HEADS = """
     SELECT path,
@@ -182,11 +183,18 @@ def collect(*folders: Path) -> Collection:
     runs = []
     heads = _query(texts, _HEADS).itertuples(index=False, name=None) if texts else ()
     for folder, head in heads:
-        record = json.loads(head) if isinstance(head, str) else None
+        try:
+            record = json.loads(head) if isinstance(head, str) else None
+        except (ValueError, RecursionError) as error:  # numbers too long, nested too deeply
+            damaged.append(LeftOut(Path(folder), f"unreadable: {first_line(error)}"))
+            continue
         if record is None:
             damaged.append(LeftOut(Path(folder), f"unreadable: {FILE_NAME} is not a JSON object"))
         elif absent := [key for key, kind in _NEEDED.items() if type(record.get(key)) is not kind]:
             reason = f"no record of a run: no valid {', '.join(absent)}"
+            damaged.append(LeftOut(Path(folder), reason))
+        elif odd := [key for key in _SECTIONS if not isinstance(record.get(key), dict | None)]:
+            reason = f"no record of a run: no valid {', '.join(odd)}"
             damaged.append(LeftOut(Path(folder), reason))
         else:
             runs.append(Run(Path(folder), record | {"config": completed(record["config"])}))

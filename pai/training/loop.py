@@ -17,7 +17,7 @@ from pai.data.task import Bundle, SampleBatches, Sized, Task
 from pai.distributed import broadcast_object, broadcast_tensors, is_main, rank, world_size
 from pai.finite import source_of
 from pai.seeding import global_seed
-from pai.training.checkpoint import load_checkpoint, save_checkpoint
+from pai.training.checkpoint import load_checkpoint, save_checkpoint, training_fault
 from pai.training.evaluate import Evaluation, evaluate
 from pai.training.meter import CHECK_EVERY, Meter, check_loss
 from pai.training.mixup import draw_mixture
@@ -55,8 +55,7 @@ def train(
 
     After every epoch the state goes to ``checkpoint``; a run that finds one there continues after
     it and ends as if it had never stopped. The validation part selects the best epoch, by the
-    metric that the task says; the test part is evaluated once, at the end: for the last and for
-    the best epoch.
+    task's metric; the test part is evaluated once, at the end: for the last and the best epoch.
 
     With several processes all call this with the same arguments, but only the main one has a
     ``checkpoint``; all return the same. Data order, augmentation and learning rate of a step
@@ -72,9 +71,10 @@ def train(
     """
     options = options.fitted_to(model)
     step = MaskedStep(model, mask, options)
-    stored = broadcast_object(load_checkpoint(checkpoint) if checkpoint is not None else None)
     each = steps_per_epoch(data, options)
     last = options.epochs * each if last_step is None else last_step
+    ends = range(first_step // each + 1, math.ceil(last / each) + 1)
+    stored = broadcast_object(_stored(checkpoint, model, step.optimizer, ends))
     state = stored or _first_state(model, step.optimizer, first_step // each)
     model.load_state_dict(state["model"])
     step.optimizer.load_state_dict(state["optimizer"])
@@ -103,6 +103,16 @@ def train(
 def steps_per_epoch(data: Bundle, options: Training) -> int:
     """Return how many optimizer steps an epoch has: batches of all processes together."""
     return len(_batches(data, options, 0, 0))
+
+
+def _stored(
+    checkpoint: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, ends: range
+) -> dict[str, Any] | None:
+    """Return the state in ``checkpoint``, which is from the end of one of the epochs ``ends``."""
+    if checkpoint is None:
+        return None
+    fault = partial(training_fault, model=model, optimizer=optimizer, ends=ends)
+    return load_checkpoint(checkpoint, fault)
 
 
 def _batches(data: Bundle, options: Training, seed: int, epoch: int) -> SampleBatches:

@@ -1,6 +1,7 @@
 """Records below folders as one result set."""
 
 import importlib.util
+import json
 import time
 from pathlib import Path
 
@@ -40,6 +41,25 @@ def test_what_is_no_record_is_told_by_name(tmp_path: Path) -> None:
     assert "not a JSON object" in told["list"]
     assert "utf-8" in told["bytes"]
     assert told["other"] == "no record of a run: no valid status, config, seed"
+
+
+def test_what_is_nested_too_deeply_too_long_or_of_another_type_is_told(tmp_path: Path) -> None:
+    write(tmp_path, record())
+    whole = json.dumps(record())
+    for name, content in {
+        "open": 200_000 * "[", "deep": 100_000 * '{"a":' + "1" + 100_000 * "}",
+        "long": f'{whole[:-1]}, "a": {10_000 * "9"}}}',
+        "times": json.dumps(record() | {"timing_s": [1], "metrics": "x"}),
+    }.items():  # fmt: skip
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "record.json").write_text(content)
+    found = collect(tmp_path)
+    assert len(found.runs) == 1
+    told = {out.folder.name: out.reason for out in found.unreadable}
+    assert "not a JSON object" in told["open"]
+    assert told["deep"].startswith("unreadable: maximum recursion depth exceeded")
+    assert told["long"].startswith("unreadable: Exceeds the limit")
+    assert told["times"] == "no record of a run: no valid metrics, timing_s"
 
 
 def test_the_frame_has_a_line_per_run_and_the_keys_of_the_record(tmp_path: Path) -> None:

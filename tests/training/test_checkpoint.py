@@ -120,3 +120,10 @@ def test_a_checkpoint_with_code_is_refused_by_name(path: Path, wrapped: bool) ->
     write_harmful(path, wrapped=wrapped)
     with pytest.raises(RunError, match=r"cannot read checkpoint .*checkpoint\.pt"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [None, 5, [1], "text"])
+def test_a_content_that_is_no_state_is_named(path: Path, content: Any) -> None:
+    torch.save(content, path)
+    with pytest.raises(RunError, match=r"checkpoint\.pt is no checkpoint .*; remove it to start"):
+        load_checkpoint(path)
