@@ -13,7 +13,7 @@ from pai.masking.effective import Connectivity
 from pai.masking.mask import dense_mask
 from pai.masking.schedule import find_mask
 from pai.masking.select import Mask, select
-from pai.masking.target import reach_effective
+from pai.masking.target import Reached, reach_effective
 from pai.output import Output
 from pai.parallel import processes
 from pai.plan import Plan
@@ -23,6 +23,7 @@ from pai.seeding import derive_seed, generator, seed_of
 
 Draw = Callable[[int], SampleBatches]
 """Gives the scoring batches of a round of the schedule, counted from 0."""
+_FEW, _SHARE = 10, 0.01  # effective weights beside the wanted ones that are not worth a warning
 
 
 def scoring_samples(data: Bundle, scoring: Mapping[str, Any], seed: int) -> Draw:
@@ -84,6 +85,7 @@ def score_and_select(
                 sparsity,
             )
             record["scoring"] |= {"effective_target": asdict(reached)}
+            _warn_if_missed(sparsity, reached, mask, output)
     seconds = spent.seconds
     clock.add(score=seconds["score"], mask=seconds["both"] - seconds["score"])
     entries = [] if memo is None else memo.entries
@@ -91,6 +93,20 @@ def score_and_select(
     record["scoring"] |= {"zero_scores": _zero_scores(scores, mask, output)}
     output.scores(scores, keep=config["scoring"]["save_scores"])
     return mask
+
+
+def _warn_if_missed(sparsity: float, reached: Reached, mask: Mask, output: Output) -> None:
+    """Warn if the effective weights of ``mask`` are not about as many as wanted."""
+    wanted, effective = reached.wanted, reached.effective
+    if abs(effective - wanted) <= max(_FEW, _SHARE * wanted):
+        return
+    total = sum(keep.numel() for keep in mask.values())
+    why = "the dense network has no more" if effective < wanted else "fewer connect nothing"
+    output.warn(
+        "the effective sparsity is %.4f, not %g as asked: %s weights are on paths from input to "
+        "output where %s are wanted; %s",
+        1 - effective / total, sparsity, f"{effective:,}", f"{wanted:,}", why,
+    )  # fmt: skip
 
 
 def _zero_scores(scores: Mapping[str, Tensor], mask: Mask, output: Output) -> dict[str, int]:
