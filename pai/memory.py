@@ -20,6 +20,7 @@ from pai.parallel import processes, shares
 T = TypeVar("T")
 
 CPU_GIB, GPU_GIB = 1.0, 8.0  # on a CPU more is not faster: fresh memory has to be mapped
+_MOST = 2**31 - 1  # samples; budgets may be as large as a float
 _budget_gib: ContextVar[float | None] = ContextVar("memory budget of scoring", default=None)
 
 
@@ -140,7 +141,8 @@ def numbered_chunks(
 def samples_at_once(model: nn.Module, inputs: Tensor, copies: float) -> int:
     """Return how many samples like ``inputs[0]`` fit into the budget, at least one."""
     gib = _budget_gib.get() or (CPU_GIB if inputs.device.type == "cpu" else GPU_GIB)
-    fitting = max(1, int(gib * 2**30 / (copies * activation_bytes(model, inputs[:1]))))
+    fitting = gib * 2**30 / (copies * activation_bytes(model, inputs[:1]))
+    fitting = max(1, int(min(fitting, _MOST)))
     if (size := _size.get()) is not None:
         fitting = min(fitting, size.limit or fitting)
         size.largest = max(size.largest, min(fitting, len(inputs)))

@@ -151,3 +151,12 @@ def test_methods_that_never_cut_a_batch_say_what_takes_less(
     assert "one sample" not in str(caught.value)
     assert "memory_gib" not in str(caught.value)
     pai.load_scorer(scorer, **options)(model, batches, loss_fn=limited(12, RuntimeError))
+
+
+@pytest.mark.parametrize("gib", [1e9, 1e300, float("inf")])
+def test_a_budget_without_end_takes_everything_at_once(gib: float) -> None:
+    model, data = Counting(), [(torch.randn(7, 6), torch.arange(7) % 3)]
+    with memory_budget(gib):
+        assert [len(x) for x, _ in chunks(model, data, copies=2)] == [7]
+        scores = pai.load_scorer("gts")(model, data)
+    assert all(bool(value.isfinite().all()) for value in scores.values())

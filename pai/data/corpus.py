@@ -74,5 +74,10 @@ def _read(path: Path) -> str:
             f"dataset.path: {path} is no UTF-8 text: byte {error.start} is "
             f"{content[error.start]:#04x}; convert it, with iconv for instance"
         ) from error
+    except MemoryError as error:
+        raise ConfigError(
+            f"dataset.path: {path} ({path.stat().st_size:,} bytes) is too large, unpacked and as "
+            f"text, for the memory of this process"
+        ) from error
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise ConfigError(f"dataset.path: {path} cannot be read: {error}") from error

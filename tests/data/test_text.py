@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import python
 from torch import Tensor
 
 from pai.data.text import Text, TextBundle, Tokens
@@ -142,6 +143,24 @@ def test_characters_outside_the_alphabet_are_an_error() -> None:
     for text in ("c", "e", "A"):
         with pytest.raises(ValueError, match="not in the alphabet"):
             alphabet.encode(text)
+
+
+@pytest.mark.parametrize("suffix", [".xz", ".gz"])
+def test_a_file_that_unpacks_to_more_than_the_memory_is_named(tmp_path: Path, suffix: str) -> None:
+    zeros = bytes(2**24)
+    part = lzma.compress(zeros, preset=0) if suffix == ".xz" else gzip.compress(zeros, 1)
+    packed = tmp_path / f"text.txt{suffix}"
+    packed.write_bytes(64 * part)  # a GiB
+    script = (
+        "import resource; from pai.data.corpus import find_source; "
+        "resource.setrlimit(resource.RLIMIT_AS, (2**29, 2**29)); "
+        f"find_source({str(packed)!r}).read()"
+    )
+    done = python("-c", script, cwd=tmp_path)
+    assert done.stderr.splitlines()[-1] == (
+        f"pai.errors.ConfigError: dataset.path: {packed} ({packed.stat().st_size:,} bytes) is too "
+        f"large, unpacked and as text, for the memory of this process"
+    )
 
 
 @pytest.mark.parametrize("suffix", [".xz", ".gz"])
