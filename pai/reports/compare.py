@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pai.reports.cells import no_formula
 from pai.reports.measures import rank_correlation
 
 MaskArrays = Mapping[str, NDArray[np.bool_]]
@@ -156,10 +157,11 @@ def as_csv(pairs: Sequence[Pair]) -> str:
         ["first", "second", "layer", "iou", "iou_by_chance", "budget_distance", "rank_correlation"]
     )
     for p in pairs:
+        first, second = no_formula(p.first), no_formula(p.second)
         whole = [p.iou, p.iou_by_chance, p.budget_distance, p.rank_correlation]
-        writer.writerow([p.first, p.second, "", *whole])
+        writer.writerow([first, second, "", *whole])
         for layer, iou in p.layer_iou.items():
-            writer.writerow([p.first, p.second, layer, iou, None, None, None])
+            writer.writerow([first, second, no_formula(layer), iou, None, None, None])
     return out.getvalue()
 
 

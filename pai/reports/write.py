@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pai.errors import ConfigError
 from pai.records import write_bytes_atomically
+from pai.reports.cells import no_formula
 from pai.reports.collect import Collection
 from pai.reports.consistency import check_keys
 from pai.reports.extra import require
@@ -14,6 +15,7 @@ from pai.reports.latex import latex
 from pai.reports.table import cell_frame, markdown, remarks, run_frame
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 KINDS = ("png", "pdf")
@@ -27,7 +29,7 @@ def write_tables(collection: Collection, grid: Grid, out: Path) -> None:
     lines = [markdown(grid), "", *(f"- {line}" for line in remarks(grid))]
     _write(out / "table.md", "\n".join(lines) + "\n")
     _write(out / "table.tex", latex(grid, caption, name))
-    _write(out / "table.csv", cell_frame(grid).to_csv(index=False))
+    _write(out / "table.csv", _csv(cell_frame(grid)))
     _write_runs(collection, grid, out)
 
 
@@ -88,7 +90,11 @@ def write_report(collection: Collection, layout: Layout, out: Path, title: str) 
 
 
 def _write_runs(collection: Collection, grid: Grid | None, out: Path) -> None:
-    _write(out / "runs.csv", run_frame(collection, grid).to_csv(index=False))
+    _write(out / "runs.csv", _csv(run_frame(collection, grid)))
+
+
+def _csv(frame: "pd.DataFrame") -> str:
+    return str(frame.rename(columns=no_formula).map(no_formula).to_csv(index=False))
 
 
 def _unit(layout: Layout) -> str:

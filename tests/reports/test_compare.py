@@ -84,6 +84,12 @@ def test_tables_have_every_pair_and_layer() -> None:
     assert float(rows[0]["iou"]) == 0.4 and rows[1]["layer"] == "x"
 
 
+def test_no_name_in_a_csv_file_is_a_formula() -> None:
+    text = as_csv(compare({"+seeds.data=1": A, "@b": B}))
+    row = next(csv.DictReader(text.splitlines()))
+    assert (row["first"], row["second"]) == ("'+seeds.data=1", "'@b")
+
+
 @pytest.mark.slow
 def test_the_script_compares_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"

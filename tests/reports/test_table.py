@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from sweep_records import HOSTILE, grid, record, small_sweep, write
+from sweep_records import HOSTILE, grid, merged, record, small_sweep, write
 
+from pai.reports.collect import collect
+from pai.reports.grid import Layout, build_grid
 from pai.reports.table import cell_frame, markdown, markdown_code, remarks
+from pai.reports.write import write_tables
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -57,6 +60,30 @@ def test_csv_is_exact_and_names_what_is_missing(tmp_path: Path) -> None:
         "0 1", "2", "0.9",
     )  # fmt: skip
     assert (cells["hts"]["missing_seeds"], cells["hts"]["std"]) == ("0", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("=1+1", "'=1+1"), ("+seeds.data=1", "'+seeds.data=1"), ("-1+cmd|x", "'-1+cmd|x"),
+        ("@SUM(A1)", "'@SUM(A1)"), ("\t=1", "'\t=1"), (" =1", "' =1"), ("a\r=1", "a =1"),
+    ],
+)  # fmt: skip
+def test_no_text_in_a_csv_file_is_a_formula(text: str, shown: str, tmp_path: Path) -> None:
+    runs = [record(text, 0.9, s, 0.5, name=text) for s in (0, 1)]
+    losses = {text: -1.5, "metrics": {"test_loss": -0.25, "deep": "-0.5"}}
+    folder = write(tmp_path / "sweep", *(merged(run, losses) for run in runs))
+    collection = collect(folder)
+    write_tables(collection, build_grid(collection, Layout(metric="test_loss")), tmp_path)
+    for name, column in (("table.csv", "row"), ("runs.csv", "name")):
+        content = (tmp_path / name).read_bytes().decode()
+        assert "\r" not in content
+        lines = list(csv.DictReader(io.StringIO(content, newline="")))
+        assert lines[0][column] == shown
+        cells = [cell for line in lines for pair in line.items() for cell in pair]
+        odd = {cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t"))}
+        assert odd and odd <= {"-1.5", "-0.25", "-0.5", "-0.25 -0.25"}
+        assert shown in lines[0] or name == "table.csv"
 
 
 def script(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
