@@ -7,9 +7,10 @@ is told otherwise; scores would then differ between a GPU and a CPU by some 1e-3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 Precision = Literal["float32", "tf32"]
 
@@ -44,8 +45,10 @@ def chosen_precision() -> Precision:
     return _chosen.get()
 
 
-def rounding(kind: torch.dtype) -> float:
+def rounding(kind: "torch.dtype") -> float:
     """Return by how much products of numbers of a type may be off, relatively, as chosen."""
+    import torch
+
     tf32 = kind == torch.float32 and chosen_precision() == "tf32"
     return 2.0**-10 if tf32 else torch.finfo(kind).eps
 
@@ -53,6 +56,8 @@ def rounding(kind: torch.dtype) -> float:
 @contextmanager
 def chosen_multiplications() -> Iterator[None]:
     """Let torch multiply in the chosen precision inside the block; restore its settings after."""
+    import torch
+
     tf32 = chosen_precision() == "tf32"
     backends: Any = torch.backends  # its types lack these
     on_cpu = [backends.mkldnn.matmul, backends.mkldnn.conv]
@@ -74,5 +79,7 @@ def chosen_multiplications() -> Iterator[None]:
 
 
 def _set_older(matmul: str, *, cudnn: bool) -> None:
+    import torch
+
     torch.set_float32_matmul_precision(_OLDER[matmul])
     torch.backends.cudnn.allow_tf32 = cudnn
