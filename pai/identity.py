@@ -29,6 +29,9 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     return whole
 
 
+_LARGE = 10**16
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Return the leaves of ``tree`` as ``{dotted key: JSON}``; lists and empty dicts are leaves.
 
@@ -45,9 +48,14 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _whole(value: Any) -> Any:
-    """Return ``value`` with its whole floats, also those within lists and dicts, as integers."""
-    if isinstance(value, float) and value.is_integer():
+    """Return ``value`` with its whole floats, also those within lists and dicts, as integers.
+
+    From 10^16 on it is the other way round, and they stay readable: 1e30.
+    """
+    if isinstance(value, float) and value.is_integer() and abs(value) < _LARGE:
         return int(value)
+    if isinstance(value, int) and _LARGE <= abs(value) < 10**300 and int(float(value)) == value:
+        return float(value)
     if isinstance(value, Mapping):
         return {key: _whole(item) for key, item in value.items()}
     return [_whole(item) for item in value] if isinstance(value, list | tuple) else value

@@ -16,7 +16,7 @@ from pai.records import write_record
     ("one", "other"),
     [
         (1, 1.0), (0, 0.0), (0, -0.0), (-3, -3.0), (2**53, 2.0**53), ([1, 2], [1.0, 2]),
-        ([{"a": 1}], [{"a": 1.0}]), (10**22, 1e22), ((1, 2), [1.0, 2.0]),
+        ([{"a": 1}], [{"a": 1.0}]), (10**22, 1e22), (-(10**16), -1e16), ((1, 2), [1.0, 2.0]),
     ],
     ids=repr,
 )  # fmt: skip
@@ -36,6 +36,12 @@ def test_whole_numbers_are_the_same_however_they_are_written(one: Any, other: An
 def test_other_values_stay_different(one: Any, other: Any) -> None:
     assert flatten({"lr": one}) != flatten({"lr": other})
     assert digest({"lr": one}) != digest({"lr": other})
+
+
+def test_large_numbers_stay_readable() -> None:
+    assert flatten({"lr": 1e30})["lr"] == "1e+30"
+    assert flatten({"n": 10**16 + 1})["n"] == str(10**16 + 1)
+    assert flatten({"n": 10**400})["n"] == str(10**400)
 
 
 def test_a_run_is_continued_with_the_same_number_written_otherwise(tmp_path: Path) -> None:
