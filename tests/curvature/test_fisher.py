@@ -73,3 +73,11 @@ def test_a_loss_of_ones_own_is_refused_by_name(estimator: Any) -> None:
     batches = [(torch.randn(4, 3), torch.arange(4) % 3)]
     with pytest.raises(ValueError, match=rf"\b{estimator}\b"):
         pai.curvature_diagonal(nn.Linear(3, 3), batches, estimator, loss_fn=nn.MSELoss())
+
+
+@pytest.mark.parametrize("estimator", ["mc_fisher", "exact_ggn"])
+def test_logits_that_do_not_fit_the_targets_are_told_with_both_shapes(estimator: Any) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    batches = [(torch.randn(4, 3), torch.zeros(4, 2).long())]
+    with pytest.raises(ValueError, match=r"\[2, C, 2\] are needed, got \(2, 3\)"):
+        pai.curvature_diagonal(model, batches, estimator)
