@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pai
+from pai.curvature import EmpiricalFisher
 from pai.curvature.per_sample import _selects_by_data
+from pai.state import scoring_mode
 
 Problem = tuple[nn.Module, Tensor, Tensor]
 N = 6
@@ -265,6 +267,21 @@ def test_squares_are_those_of_autograd_whatever_the_layers_see(name: str, size: 
     backwards = [(a.flip(0), b.flip(0)) for a, b in reversed(batches)]
     found = diagonal(model, backwards, estimator="empirical_fisher")
     assert (found - truth).abs().max() <= 1e-10 * truth.abs().max()
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_gradient_beside_them_is_the_mean_of_the_samples(name: str) -> None:
+    model, x, y = problem(name)
+    parameters = pai.prunable_parameters(model, include_classifier=True)
+    truth = per_sample_gradients(model, parameters, x, y, 1.0).mean(0)
+    with warnings.catch_warnings(), scoring_mode(model):
+        warnings.simplefilter("ignore", UserWarning)  # slow paths are announced
+        found = EmpiricalFisher()(
+            model, [(x[:4], y[:4]), (x[4:], y[4:])], parameters,
+            loss_fn=None, generator=None, with_gradient=True,
+        ).gradient  # fmt: skip
+    assert found is not None
+    assert (flatten(found) - truth).abs().max() <= 1e-10 * truth.abs().max()
 
 
 @pytest.mark.parametrize("estimator", ["empirical_fisher", "exact_ggn", "mc_fisher", "hutchinson"])
