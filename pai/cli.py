@@ -150,7 +150,7 @@ def _checked_jobs(arguments: argparse.Namespace) -> "tuple[list[Job], list[Plan]
     from pai.compose import compose_jobs
     from pai.launchers import check_launcher
     from pai.plan import prepare
-    from pai.runner import check_run_directory, directory_setting
+    from pai.run_directory import check_run_directory, directory_setting
 
     jobs = compose_jobs(arguments)
     if arguments.multirun:
@@ -160,10 +160,7 @@ def _checked_jobs(arguments: argparse.Namespace) -> "tuple[list[Job], list[Plan]
     for job in jobs:
         plans.append(prepare(job.config))
         if is_main():
-            try:
-                check_run_directory(job.run_dir, job.config, setting)
-            except OSError as error:  # a name that is too long, a folder that cannot be read
-                raise ConfigError(f"{setting}: {job.run_dir}: {error.strerror}") from error
+            check_run_directory(job.run_dir, job.config, setting)
     return jobs, plans
 
 

@@ -147,6 +147,7 @@ def compose_jobs(arguments: argparse.Namespace) -> list[Job]:
             chosen = list(filter(None, combination))
             numbers = [f"hydra.job.num={number}", f"hydra.job.id={number}"]
             composed = composer.compose(chosen, numbers)
+            _check_written(composed)
             jobs.append(_job(composed, name, [*chosen, *numbers], multirun=True))
         return jobs
 
@@ -235,7 +236,6 @@ def _check_sweep(composed: DictConfig, name: str, overrides: list[str]) -> None:
 
 
 def _job(composed: DictConfig, name: str, overrides: list[str], *, multirun: bool) -> Job:
-    _check_written(composed)
     with _explained(name, overrides):
         sweep_dir = composed.hydra.sweep.dir if multirun else composed.hydra.run.dir
         subdir = composed.hydra.sweep.subdir if multirun else ""

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from pai.identity import value_at
 from pai.version import __version__
 
 _PACKAGES = (
@@ -70,17 +71,10 @@ def decisive_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> lis
     """
     told = []
     for name, path in _DECISIVE.items():
-        old, new = _lookup(before, path), _lookup(after, path)
+        old, new = value_at(before, path, ...), value_at(after, path, ...)
         if old != new and old is not ...:
             told.append(f"{name} {old}, now {new}")
     return told
-
-
-def _lookup(tree: Any, path: tuple[str, ...]) -> Any:
-    """Return what is at ``path``, or ``...`` if nothing is."""
-    for part in path:
-        tree = tree.get(part, ...) if isinstance(tree, Mapping) else ...
-    return tree
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -61,6 +61,13 @@ def _whole(value: Any) -> Any:
     return [_whole(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def value_at(tree: Any, path: Iterable[str], absent: Any = None) -> Any:
+    """Return what is at ``path`` in nested mappings, or ``absent`` if nothing is."""
+    for part in path:
+        tree = tree.get(part, absent) if isinstance(tree, Mapping) else absent
+    return tree
+
+
 def below(key: str, prefixes: Iterable[str]) -> bool:
     """Return whether ``key`` is one of ``prefixes`` or lies under one."""
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)

@@ -75,7 +75,8 @@ def _run(
 ) -> dict[str, Any]:
     from pai.launchers import use_own_threads
     from pai.plan import prepare
-    from pai.runner import directory_setting, run
+    from pai.run_directory import directory_setting
+    from pai.runner import run
 
     use_own_threads()
     with _own_device(config, multirun=multirun):

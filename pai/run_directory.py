@@ -51,6 +51,8 @@ def check_run_directory(
         record = read_run(run_dir)
     except ValueError as error:
         raise ConfigError(f"{setting}: {error}; choose another directory") from error
+    except OSError as error:  # a folder that may not be entered
+        raise ConfigError(f"{setting}: {run_dir}: {error.strerror}") from error
     if record is None:
         for path in _written(run_dir):
             raise ConfigError(

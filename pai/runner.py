@@ -27,13 +27,11 @@ from pai.plan import Plan
 from pai.precision import scoring_precision
 from pai.records import FolderInUseError, alone_in, remove_partial_writes, write_record
 from pai.rounds import check_steps, prune_in_rounds, rounds_fault
-from pai.run_directory import check_run_directory, directory_setting
+from pai.run_directory import check_run_directory
 from pai.scoring import Draw, score_and_select, scoring_samples
 from pai.seeding import global_seed, seed_of
 from pai.tracking.base import RunLabels
 from pai.training.loop import train
-
-__all__ = ["check_run_directory", "directory_setting", "follow", "run"]
 
 
 def run(

@@ -36,22 +36,21 @@ def test_a_log_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     assert line.endswith("pai.log'")
 
 
-def test_a_disk_that_is_full_at_the_start_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "run" / ".hydra").mkdir(parents=True)
-    (tmp_path / "run" / ".hydra" / "config.yaml").symlink_to("/dev/full")
-    done = command(*QUICK, "hydra.run.dir=run", cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("flags", "place", "file"),
+    [([], "run", ".hydra/config.yaml"), (["-m"], "sweep", "multirun.yaml")],
+    ids=["run", "sweep"],
+)
+def test_a_disk_that_is_full_at_the_start_is_one_line(
+    flags: list[str], place: str, file: str, tmp_path: Path
+) -> None:
+    full = tmp_path / place / file
+    full.parent.mkdir(parents=True)
+    full.symlink_to("/dev/full")
+    done = command(*flags, *QUICK, f"hydra.{place}.dir={place}", cwd=tmp_path)
     assert done.returncode == 1
     line = only_line(done.stderr)
-    assert line == "run error: hydra.run.dir: run: [Errno 28] No space left on device"
-
-
-def test_a_disk_that_is_full_at_the_start_of_a_sweep_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "sweep").mkdir()
-    (tmp_path / "sweep" / "multirun.yaml").symlink_to("/dev/full")
-    done = command("-m", *QUICK, "hydra.sweep.dir=sweep", cwd=tmp_path)
-    assert done.returncode == 1
-    line = only_line(done.stderr)
-    assert line == "run error: hydra.sweep.dir: sweep: [Errno 28] No space left on device"
+    assert line == f"run error: hydra.{place}.dir: {place}: [Errno 28] No space left on device"
 
 
 def test_a_log_on_a_full_disk_does_not_cover_the_screen(tmp_path: Path) -> None:

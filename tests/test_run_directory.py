@@ -114,6 +114,18 @@ def test_a_directory_that_cannot_be_made_is_named(name: str, tmp_path: Path) -> 
         check(*TINY, f"hydra.run.dir={tmp_path}/{name}")
 
 
+def test_a_directory_that_cannot_be_entered_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(run_dir: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(run_dir))
+
+    monkeypatch.setattr("pai.run_directory.read_run", closed)
+    with pytest.raises(ConfigError) as caught:
+        tiny_run(tmp_path)
+    assert str(caught.value) == f"hydra.run.dir: {tmp_path}: Permission denied"
+
+
 def damaged(name: str, record: dict[str, Any]) -> str:
     """Return the text of a record with one thing wrong."""
     mask = record["mask"]

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pai.curvature.rules import padded, sides
+from pai.curvature.rules import geometry, padded
 
 Precision = Literal["ieee", "tf32", "tf32x3"]
 
@@ -80,10 +80,9 @@ def patches(module: nn.Linear | nn.Conv1d | nn.Conv2d, x: Tensor) -> Patches:
         rows = x.reshape(len(x), 1, 1, -1, x.shape[-1])
         return Patches(rows.permute(0, 1, 4, 2, 3))
     image = padded(module, x).contiguous().unflatten(1, (module.groups, -1))
-    options = [sides(module, option) for option in ("kernel_size", "stride", "dilation")]
     if isinstance(module, nn.Conv1d):
-        return Patches(image.unsqueeze(3), *((1, values[0]) for values in options))
-    return Patches(image, *((values[0], values[1]) for values in options))
+        image = image.unsqueeze(3)  # of one row
+    return Patches(image, *geometry(module))
 
 
 def available(device: torch.device) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_leaves
 
 from pai.curvature.attention import open_attention
 from pai.curvature.fused import Precision as FusedPrecision
@@ -87,7 +87,7 @@ class _Uses(TorchFunctionMode):
         out = func(*args, **(kwargs or {}))
         made = out[0] if isinstance(out, tuple | list) and out else out
         if isinstance(made, Tensor) and torch.is_grad_enabled() and func not in _WITHOUT_GRADIENT:
-            leaves, _ = tree_flatten((args, kwargs))
+            leaves = tree_leaves((args, kwargs))
             self.counts.update(self._names[id(x)] for x in leaves if id(x) in self._names)
         return out
 
@@ -106,11 +106,11 @@ class Recorder:
 
     def __init__(self, sums: Sums, parameters: Mapping[str, nn.Parameter], samples: int) -> None:
         self.refused: set[str] = set()
+        self.parameter_names = {id(parameter): name for name, parameter in parameters.items()}
         self._sums = sums
         self._parameters = parameters
         self._samples = samples
         self._uses: dict[tuple[str, int | None], list[_Use]] = {}
-        self._calls: Counter[str] = Counter()
         self._seen: set[str] = set()
         self._starts: list[Tensor] = []
 
@@ -129,7 +129,6 @@ class Recorder:
             return output
         if not torch.is_grad_enabled():  # no gradient comes from here
             return output
-        self._calls[name] += 1
         use = _Use(name, rows, module, RULES[type(module)], inputs.detach(), inputs._version)
         self._uses.setdefault((name, rows.start), []).append(use)
         if not output.requires_grad:  # the first layer of the graph: autograd starts here
@@ -141,10 +140,10 @@ class Recorder:
     @contextmanager
     def forward_pass(self) -> Iterator[None]:
         """Let the forward pass run in the block: uses of weights that no layer tells are seen."""
-        names = {id(parameter): name for name, parameter in self._parameters.items()}
-        with _Uses(names) as uses:
+        with _Uses(self.parameter_names) as seen:
             yield
-        self.refused |= {n for n, count in uses.counts.items() if count != self._calls[n]}
+        told = Counter(use.name for uses in self._uses.values() for use in uses)
+        self.refused |= {name for name, count in seen.counts.items() if count != told[name]}
 
     def _fits(self, name: str, rule: Rule, inputs: Any, output: Any) -> bool:
         """Return whether the rule is for this use of the weight."""
@@ -242,7 +241,7 @@ def recording(
     Parameters are constants in it.
     """
     recorder = Recorder(sums, parameters, samples)
-    names = {id(parameter): name for name, parameter in parameters.items()}
+    names = recorder.parameter_names
 
     def hook(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], out: Any) -> Any:
         inputs = args[0] if args else options.get("input")

@@ -47,21 +47,12 @@ def _pixels(module: nn.Module, inputs: Tensor, grad_outputs: Tensor) -> Tensor:
     return grad_outputs.flatten(2).unflatten(1, (conv.groups, -1))
 
 
-def _patches2d(module: nn.Module, inputs: Tensor, grad_outputs: Tensor) -> Tensor:
-    conv = cast(nn.Conv2d, module)
-    (a, b), (c, d), (e, f) = (sides(conv, of) for of in ("kernel_size", "stride", "dilation"))
-    patches = unfold(padded(conv, inputs), (a, b), (c, d), (e, f))
-    return patches.unflatten(1, (conv.groups, -1))
-
-
-def _patches1d(module: nn.Module, inputs: Tensor, grad_outputs: Tensor) -> Tensor:
-    conv = cast(nn.Conv1d, module)
-    row = padded(conv, inputs).unsqueeze(2)  # an image of one row
-    (kernel,), (stride,), (dilation,) = (
-        sides(conv, of) for of in ("kernel_size", "stride", "dilation")
-    )
-    patches = unfold(row, (1, kernel), (1, stride), (1, dilation))
-    return patches.unflatten(1, (conv.groups, -1))
+def _patches(module: nn.Module, inputs: Tensor, grad_outputs: Tensor) -> Tensor:
+    conv = cast(nn.Conv1d | nn.Conv2d, module)
+    image = padded(conv, inputs)
+    if isinstance(conv, nn.Conv1d):
+        image = image.unsqueeze(2)  # of one row
+    return unfold(image, *geometry(conv)).unflatten(1, (conv.groups, -1))
 
 
 def _one_hot(module: nn.Module, inputs: Tensor, grad_outputs: Tensor) -> Tensor:
@@ -80,8 +71,8 @@ _LINEAR = Rule(outer=_positions, inner=_features, input_axes=range(2, _ANY))
 RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: _LINEAR,
     nn.modules.linear.NonDynamicallyQuantizableLinear: _LINEAR,  # in nn.MultiheadAttention
-    nn.Conv1d: Rule(outer=_pixels, inner=_patches1d, input_axes=range(3, 4)),
-    nn.Conv2d: Rule(outer=_pixels, inner=_patches2d, input_axes=range(4, 5)),
+    nn.Conv1d: Rule(outer=_pixels, inner=_patches, input_axes=range(3, 4)),
+    nn.Conv2d: Rule(outer=_pixels, inner=_patches, input_axes=range(4, 5)),
     nn.Embedding: Rule(
         outer=_one_hot,
         inner=_positions,
@@ -130,6 +121,19 @@ def _zeros(conv: nn.Conv1d | nn.Conv2d) -> list[tuple[int, int]]:
     if conv.padding == "valid":
         return [(0, 0)] * len(sides(conv, "kernel_size"))
     return [(width, width) for width in sides(conv, "padding")]
+
+
+_Pair = tuple[int, int]
+
+
+def geometry(conv: nn.Conv1d | nn.Conv2d) -> tuple[_Pair, _Pair, _Pair]:
+    """Return kernel, stride and dilation in rows and columns; ``nn.Conv1d`` sees one row."""
+
+    def pair(option: str) -> _Pair:
+        *rows, columns = sides(conv, option)
+        return rows[0] if rows else 1, columns
+
+    return pair("kernel_size"), pair("stride"), pair("dilation")
 
 
 def sides(conv: nn.Conv1d | nn.Conv2d, option: str) -> tuple[int, ...]:

@@ -2,10 +2,9 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from pai.errors import ConfigError, nearest
-from pai.identity import IGNORED, below, flatten
+from pai.identity import IGNORED, below, flatten, value_at
 from pai.reports.collect import Run
 
 # What comes with the choice of a group: a scorer may bring a schedule (conf/scorer/synflow.yaml).
@@ -116,7 +115,8 @@ def revision_notes(runs: Sequence[Run]) -> list[str]:
         "devices": ("device_name",),
     }.items():  # fmt: skip
         found = [
-            dict.fromkeys(_text(one, parts) for one in run.environments or [{}]) for run in runs
+            dict.fromkeys(str(value_at(one, parts)) for one in run.environments or [{}])
+            for run in runs
         ]
         seen = Counter(value for values in found for value in values)
         if len(seen) > 1:
@@ -127,10 +127,3 @@ def revision_notes(runs: Sequence[Run]) -> list[str]:
             more = f"; of {several} run{'s' * (several > 1)} the parts differ" * bool(several)
             notes.append(f"{len(seen)} {title}: {told}{more}")
     return notes
-
-
-def _text(environment: Mapping[str, Any], path: Sequence[str]) -> str:
-    node: Any = environment
-    for part in path:
-        node = node.get(part) if isinstance(node, Mapping) else None
-    return str(node)
