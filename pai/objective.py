@@ -159,6 +159,8 @@ def zero_sums(parameters: Mapping[str, Tensor]) -> Named:
 def check_batches(batches: Batches) -> Batches:
     """Return ``batches`` without those that have no samples, each looked at when it is read.
 
+    Samples that require gradients come as constants: their ``.grad`` stays what it is.
+
     Raises:
         ValueError: ``batches`` can be read only once or is a single batch. On reading: inputs or
             targets are not one tensor.
@@ -185,7 +187,12 @@ class _Checked:
             if targets is not None:  # some scores need none
                 _require_one("targets", targets)
             if len(inputs) > 0:
-                yield inputs, targets
+                yield _constant(inputs), targets if targets is None else _constant(targets)
+
+
+def _constant(value: Tensor) -> Tensor:
+    """Return samples without the graph that made them, which is not the network's."""
+    return value.detach() if value.requires_grad else value
 
 
 def _require_one(name: str, value: object) -> None:

@@ -1,10 +1,12 @@
 """Which parameters may be pruned: the weights of convolutions and linear layers, by module type."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from pai.errors import ConfigError
 
 _WEIGHT_NAMES = ("weight",)
 _ATTENTION_WEIGHT_NAMES = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -50,6 +52,37 @@ def prunable_parameters(
         for name, parameter in model.named_parameters()
         if id(parameter) in chosen and id(parameter) not in excluded
     }
+
+
+def chosen_or_prunable(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter] | None
+) -> Mapping[str, nn.Parameter]:
+    """Return ``parameters``, by default all that are prunable, that they may be scored.
+
+    Raises:
+        ValueError: there are none.
+        ConfigError: some are complex (:func:`require_real`).
+    """
+    if parameters is None:
+        parameters = prunable_parameters(model)
+    if not parameters:
+        raise ValueError(
+            "the model has no prunable weights (the classifier's are left out: "
+            "pai.prunable_parameters(model, include_classifier=True) has them)"
+        )
+    require_real(parameters, "parameters", "leave it out")
+    return parameters
+
+
+def require_real(parameters: Mapping[str, Tensor], field: str, advice: str) -> None:
+    """Raise :class:`ConfigError` if weights are complex numbers.
+
+    Its message begins with what the user has given and ends with what to do.
+    """
+    for name, value in parameters.items():
+        if value.is_complex():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise ConfigError(f"{field}: weights must be real, and {name!r} is {kind}; {advice}")
 
 
 def classifier(model: nn.Module) -> nn.Module | None:

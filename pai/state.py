@@ -23,13 +23,14 @@ def scoring_mode(model: nn.Module) -> Iterator[None]:
     """Put ``model`` into eval mode without gradients; restore every bit of its state afterwards.
 
     Restored, also when the block raises: each module's train/eval flag, what modules with a
-    ``train()`` of their own do to themselves when it changes, each parameter's
-    ``requires_grad`` and ``.grad`` (the same object), all buffers (those that were not there before
-    go), and parameters that the forward pass itself renormalises (``max_norm`` of an embedding) or
-    gives new data. Inside the block no parameter has a gradient, all floating-point parameters
-    require one, and torch's fused inference kernel for attention, which has no derivative, is off.
-    Gradients are recorded, also where the caller has turned that off. Float32 numbers are
-    multiplied as :func:`pai.scoring_precision` says, by default in full, whatever torch is set to.
+    ``train()`` of their own do to themselves when it changes, ``requires_grad`` and ``.grad`` (the
+    same object) of each parameter and of tensors that are attributes of a module, all buffers
+    (those that were not there before go), and parameters that the forward pass itself
+    renormalises (``max_norm`` of an embedding) or gives new data. Inside the block no parameter has
+    a gradient, all floating-point parameters require one, and torch's fused inference kernel for
+    attention, which has no derivative, is off. Gradients are recorded, also where the caller has
+    turned that off. Float32 numbers are multiplied as :func:`pai.scoring_precision` says, by
+    default in full, whatever torch is set to.
 
     Raises:
         ValueError: in ``torch.inference_mode``, where nothing can be differentiated.
@@ -40,7 +41,8 @@ def scoring_mode(model: nn.Module) -> Iterator[None]:
     _warn_of_batch_statistics(model)
     fastpath = torch.backends.mha.get_fastpath_enabled()
     training = {module: module.training for module in model.modules()}
-    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    leaves = [*model.parameters(), *_plain_leaves(model)]
+    parameters = [(p, p.requires_grad, p.grad) for p in leaves]
     modes = OwnModes(model)
     buffers, weights = Buffers(model.modules()), _Weights(model, modes.weights)
     try:
@@ -61,6 +63,14 @@ def scoring_mode(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             buffers.restore()
             weights.restore()
+
+
+def _plain_leaves(model: nn.Module) -> Iterator[Tensor]:
+    """Return the tensors that modules hold as plain attributes and that gather gradients."""
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and value.requires_grad and value.is_leaf:
+                yield value
 
 
 def _uncompiled() -> AbstractContextManager[object]:

@@ -128,3 +128,39 @@ def test_batchnorm_without_running_statistics_is_warned_of() -> None:
     )  # fmt: skip
     with pytest.warns(UserWarning, match=r"^1: BatchNorm without running statistics"):
         pai.load_scorer("snip")(model, [(torch.randn(6, 1, 4), torch.arange(6) % 3)])
+
+
+class Scaled(nn.Module):
+    """Has a tensor that gathers gradients but is no parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.ones(4, requires_grad=True)
+        self.first, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.first(x * self.scale)))
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_other_tensors_that_gather_gradients_keep_theirs(name: str) -> None:
+    model, gradient = Scaled(), torch.ones(4)
+    model.scale.grad = gradient
+    inputs = torch.randn(6, 4, requires_grad=True)
+    pai.load_scorer(name)(model, [(inputs, torch.arange(6) % 3)])
+    assert model.scale.grad is gradient
+    assert torch.equal(gradient, torch.ones(4))
+    assert model.scale.requires_grad
+    assert inputs.grad is None
+
+
+@pytest.mark.parametrize("name", ["snip", "fd", "gd", "hts"])
+def test_samples_that_were_computed_are_constants(name: str) -> None:
+    model = Scaled()
+    inputs, targets = torch.randn(6, 4), torch.arange(6) % 3
+    computed = inputs * torch.ones(4, requires_grad=True)
+    expected, found = (
+        pai.load_scorer(name)(model, [(x, targets)], generator=torch.Generator().manual_seed(0))
+        for x in (inputs, computed)
+    )
+    assert all(torch.equal(found[key], value) for key, value in expected.items())

@@ -18,7 +18,7 @@ from pai.errors import nearest
 from pai.finite import check_finite, first_source
 from pai.memory import within_memory
 from pai.objective import Batches, LossFn, Named, check_batches
-from pai.prunable import prunable_parameters
+from pai.prunable import chosen_or_prunable
 from pai.state import scoring_mode
 
 _ESTIMATORS: dict[str, type[Any]] = {
@@ -60,7 +60,8 @@ def curvature_diagonal(
         One tensor per parameter, in its shape: the mean over samples.
 
     Raises:
-        ValueError: an unknown estimator, option or value of one; no batch, or only once readable.
+        ValueError: an unknown estimator, option or value of one; no batch, or only once readable;
+            no parameters, or complex ones.
         RunError: a number is NaN or infinite, or memory does not suffice for a single sample.
 
     Example:
@@ -77,8 +78,7 @@ def curvature_diagonal(
         method: Estimator = _ESTIMATORS[estimator](temperature=temperature, **options)
     except TypeError as error:
         raise ValueError(f"estimator {estimator}: {error}") from None
-    batches = check_batches(batches)
-    chosen = prunable_parameters(model) if parameters is None else parameters
+    batches, chosen = check_batches(batches), chosen_or_prunable(model, parameters)
 
     def compute() -> Named:
         return method(

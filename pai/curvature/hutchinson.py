@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pai.curvature.estimate import Estimate
 from pai.curvature.twice import differentiable_twice
+from pai.errors import RunError, first_line
 from pai.memory import numbered_chunks
 from pai.objective import (
     SECOND_ORDER_COPIES,
@@ -76,6 +77,8 @@ class Hutchinson:
 
         Raises:
             ValueError: there is no batch at all.
+            RunError: a part of the network has no forward derivative, which the Gauss-Newton matrix
+                needs (an LSTM in float32 on a CPU).
         """
         diagonal = zero_sums(parameters)
         seed, samples = common_stream(generator).initial_seed(), 0
@@ -194,5 +197,11 @@ class _Chunk:
             weights = {
                 name: forward_ad.make_dual(p, vector[name]) for name, p in self.parameters.items()
             }
-            outputs = functional_call(self.model, weights, (self.inputs,))
+            try:
+                outputs = functional_call(self.model, weights, (self.inputs,))
+            except NotImplementedError as error:
+                raise RunError(
+                    f"a part of the network has no forward derivative, which matrix='gauss_newton' "
+                    f"needs; 'hessian' needs none ({first_line(error)})", repeats=True,
+                ) from error  # fmt: skip
             return forward_ad.unpack_dual(outputs).tangent

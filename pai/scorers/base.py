@@ -11,7 +11,7 @@ from pai.errors import ConfigError
 from pai.finite import check_finite, first_source
 from pai.memory import within_memory
 from pai.objective import Batches, LossFn, Named, check_batches
-from pai.prunable import prunable_parameters
+from pai.prunable import chosen_or_prunable
 from pai.scorers.memo import remembered
 from pai.state import scoring_mode
 
@@ -60,14 +60,7 @@ class Scorer(ABC):
                 are complex.
         """
         batches = check_batches(batches)
-        if parameters is None:
-            parameters = prunable_parameters(model)
-        if not parameters:
-            raise ValueError(
-                "the model has no prunable weights (the classifier's are left out: "
-                "pai.prunable_parameters(model, include_classifier=True) has them)"
-            )
-        require_real(parameters, "leave it out by parameters=")
+        parameters = chosen_or_prunable(model, parameters)
         if not self.takes_whole_numbers:
             self.check_inputs(next((inputs for inputs, _ in batches), None))
 
@@ -133,11 +126,3 @@ class Scorer(ABC):
         generator: torch.Generator | None,
     ) -> Named:
         """Return the scores of ``parameters``; called in :func:`pai.state.scoring_mode`."""
-
-
-def require_real(parameters: Mapping[str, Tensor], advice: str) -> None:
-    """Raise :class:`ConfigError`, which ends with ``advice``, if weights are complex numbers."""
-    for name, value in parameters.items():
-        if value.is_complex():
-            kind = str(value.dtype).removeprefix("torch.")
-            raise ConfigError(f"scorer: weights must be real, and {name!r} is {kind}; {advice}")

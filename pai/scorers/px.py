@@ -13,8 +13,8 @@ from pai.errors import ConfigError
 from pai.memory import chunks
 from pai.objective import Batches, LossFn, Named, first_inputs, gradients, outputs_with
 from pai.parallel import add_up
-from pai.prunable import classifier, prunable_parameters
-from pai.scorers.base import Scorer, require_real
+from pai.prunable import classifier, prunable_parameters, require_real
+from pai.scorers.base import Scorer
 from pai.state import buffers_without_means, dense_weights, kept_weights, scoring_mode
 
 _RELU = (F.relu, torch.relu, Tensor.relu)
@@ -75,7 +75,7 @@ class Px(Scorer):
         loss_fn: LossFn | None, generator: torch.Generator | None,
     ) -> Named:  # fmt: skip
         """Follow the active paths of the data, then differentiate the sum over all paths."""
-        require_real(dict(model.named_parameters()), "use another scorer than px")
+        require_real(dict(model.named_parameters()), "scorer", "use another scorer than px")
         last = classifier(model)
         head = set(last.parameters()) if last and self.classifier == "signed" else set()
         every = prunable_parameters(model, include_classifier=True) | dict(parameters)

@@ -11,7 +11,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pai.objective import Batches, LossFn, Named, first_inputs, gradients, outputs_with
-from pai.scorers.base import Scorer, require_real
+from pai.prunable import require_real
+from pai.scorers.base import Scorer
 from pai.state import buffers_without_means, dense_weights
 
 _HOLDERS = (nn.Embedding, nn.EmbeddingBag, nn.ParameterList, nn.ParameterDict)
@@ -61,7 +62,7 @@ class SynFlow(Scorer):
             ValueError: there is no batch, the inputs are whole numbers that select nothing, or the
                 network has complex weights.
         """
-        require_real(dict(model.named_parameters()), "use another scorer than synflow")
+        require_real(dict(model.named_parameters()), "scorer", "use another scorer than synflow")
         inputs = first_inputs(batches)
         absolute = {
             name: p.detach().abs().double().mul("bias" not in name.rpartition(".")[2])

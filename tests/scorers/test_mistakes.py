@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pai
-from pai.errors import ConfigError
+from pai.errors import ConfigError, RunError
 
 X, Y = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
 
@@ -120,12 +120,44 @@ class Complex(nn.Module):
 
 @pytest.mark.parametrize("name", pai.available_scorers())
 def test_complex_weights_are_not_scored(name: str) -> None:
-    message = r"^scorer: weights must be real, and 'complex\.weight' is complex64; leave it out by"
+    message = r"^parameters: weights must be real, and 'complex\.weight' is complex64; leave it out"
     model = Complex(layer=True)
     with pytest.raises(ConfigError, match=message):
         parameters = {n: model.get_parameter(f"{n}.weight") for n in ("first", "complex")}
         named = {f"{n}.weight": p for n, p in parameters.items()}
         pai.load_scorer(name)(model, [(X, Y)], parameters=named)
+
+
+@pytest.mark.parametrize("estimator", ["empirical_fisher", "mc_fisher", "exact_ggn", "hutchinson"])
+def test_curvature_has_real_weights_and_some(estimator: Any) -> None:
+    model = Complex(layer=True)
+    named = {"complex.weight": model.get_parameter("complex.weight")}
+    with pytest.raises(ConfigError, match=r"^parameters: weights must be real"):
+        pai.curvature_diagonal(model, [(X, Y)], estimator, parameters=named)
+    with pytest.raises(ValueError, match=r"^the model has no prunable weights"):
+        pai.curvature_diagonal(nn.Linear(4, 3), [(X, Y)], estimator)
+
+
+def test_a_network_without_forward_derivatives_has_no_gauss_newton_products() -> None:
+    class NoTangents(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x * 2
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            return gradients[0] * 2
+
+    class Twice(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = NoTangents.apply(super().forward(x))
+            return out
+
+    model = Twice(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    message = r"^a part of the network has no forward derivative.*'hessian' needs none \(You must"
+    with pytest.raises(RunError, match=message):
+        pai.curvature_diagonal(model, [(X, Y)], "hutchinson", matrix="gauss_newton")
+    pai.curvature_diagonal(model, [(X, Y)], "hutchinson")
 
 
 @pytest.mark.parametrize("name", ["synflow", "px"])
