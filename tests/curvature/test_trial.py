@@ -405,3 +405,39 @@ def test_gradients_whose_squares_are_zero_are_not_tried_for_ever() -> None:
     model, x = Counted(), torch.full((N, 4), 1e-30)
     found = diagonal(model, [(x, labels())], estimator="empirical_fisher")
     assert not found[: model.layer.weight.numel()].any()
+
+
+class Slow(nn.Linear):
+    """A layer with no rule: rules are for torch's own."""
+
+
+@pytest.mark.parametrize("dead", [0, 1, 3, 5])
+def test_several_draws_are_tried_where_the_first_samples_have_no_gradient(dead: int) -> None:
+    model, x, y = Doubled().double(), torch.randn(N, 4).double(), labels()
+    x[:dead] = 0
+    truth = Doubled().double()
+    truth.layer.__class__, truth.head.__class__ = Slow, Slow
+    truth.load_state_dict(model.state_dict())
+    found, expected = (
+        diagonal(
+            network, [(x[:4], y[:4]), (x[4:], y[4:])], estimator="mc_fisher", num_draws=3,
+            generator=torch.Generator().manual_seed(0),
+        )
+        for network in (model, truth)
+    )  # fmt: skip
+    assert (found - expected).abs().max() <= 1e-10 * expected.abs().max()
+
+
+def test_samples_that_have_a_gradient_only_beside_others() -> None:
+    class Centred(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = super().forward(x)
+            return out - out.mean(0)
+
+    torch.manual_seed(0)
+    layer, x, y = nn.Linear(4, 3), torch.randn(N, 4), torch.zeros(N).long()
+    x[1] = x[0]  # all others differ
+    found = pai.curvature_diagonal(
+        Centred(layer), [(x, y)], "empirical_fisher", parameters={"0.weight": layer.weight}
+    )
+    assert found["0.weight"].any()
