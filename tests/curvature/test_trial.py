@@ -435,9 +435,39 @@ def test_samples_that_have_a_gradient_only_beside_others() -> None:
             return out - out.mean(0)
 
     torch.manual_seed(0)
-    layer, x, y = nn.Linear(4, 3), torch.randn(N, 4), torch.zeros(N).long()
+    x, y, layer = torch.randn(N, 4), torch.zeros(N).long(), nn.Linear(4, 3)
     x[1] = x[0]  # all others differ
-    found = pai.curvature_diagonal(
-        Centred(layer), [(x, y)], "empirical_fisher", parameters={"0.weight": layer.weight}
-    )
+    model = Centred(layer)
+    named = pai.prunable_parameters(model, include_classifier=True)
+    found = pai.curvature_diagonal(model, [(x, y)], "empirical_fisher", parameters=named)
     assert found["0.weight"].any()
+
+
+def test_a_rule_that_fitted_the_first_batch_need_not_fit_the_next() -> None:
+    model, tokens, y = problem("flat tokens")
+    tokens = tokens.clamp(min=1)
+    parameters = pai.prunable_parameters(model, include_classifier=True)
+    short, longer = (tokens[:3, :1], y[:3]), (tokens[3:], y[3:])  # one token for each sample first
+    rows = [per_sample_gradients(model, parameters, *batch, 1.0) for batch in (short, longer)]
+    truth = torch.cat(rows).square().mean(0)
+    with pytest.warns(UserWarning, match=r"no fast per-sample rule for up\.weight, down\.weight: "):
+        found = pai.curvature_diagonal(
+            model, [short, longer], "empirical_fisher", parameters=parameters
+        )
+    assert (flatten(found) - truth).abs().max() <= 1e-10 * truth.abs().max()
+
+
+def test_what_is_slow_is_not_tried_again() -> None:
+    class Counted(Doubled):
+        passes = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.passes += 1
+            return super().forward(x)
+
+    model, counts = Counted(), []
+    for batches in (1, 2, 3):
+        model.passes = 0
+        diagonal(model, [(torch.randn(N, 4), labels())] * batches, estimator="empirical_fisher")
+        counts.append(model.passes)
+    assert counts[2] - counts[1] == counts[1] - counts[0] == 1 + N  # the head, each sample
