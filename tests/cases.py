@@ -169,7 +169,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key = self.embed(x).transpose(0, 1), self.other(x).transpose(0, 1)
-        mask = torch.ones(len(key), len(key), dtype=torch.bool).triu(1)
+        mask = torch.ones(len(key), len(key), dtype=torch.bool, device=key.device).triu(1)
         once, weights = self.attention(query, key, key, attn_mask=mask)
         twice, _ = self.attention(once, key, key)
         return self.head((query + twice).mean(0)) + weights.mean()
