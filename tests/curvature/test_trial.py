@@ -457,17 +457,17 @@ def test_a_rule_that_fitted_the_first_batch_need_not_fit_the_next() -> None:
     assert (flatten(found) - truth).abs().max() <= 1e-10 * truth.abs().max()
 
 
-def test_what_is_slow_is_not_tried_again() -> None:
-    class Counted(Doubled):
-        passes = 0
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.passes += 1
-            return super().forward(x)
-
-    model, counts = Counted(), []
+@pytest.mark.parametrize(
+    ("model", "passes"),
+    [(Doubled(), 1 + N), (Calls(lambda layer, x: layer(x)), 1)],  # by rules, and of each sample
+    ids=["slow", "fast"],
+)
+def test_nothing_is_tried_again_in_later_batches(model: nn.Module, passes: int) -> None:
+    seen: list[nn.Module] = []
+    model.register_forward_hook(lambda module, inputs, output: seen.append(module))
+    counts = []
     for batches in (1, 2, 3):
-        model.passes = 0
+        seen.clear()
         diagonal(model, [(torch.randn(N, 4), labels())] * batches, estimator="empirical_fisher")
-        counts.append(model.passes)
-    assert counts[2] - counts[1] == counts[1] - counts[0] == 1 + N  # the head, each sample
+        counts.append(len(seen))
+    assert counts[2] - counts[1] == counts[1] - counts[0] == passes
