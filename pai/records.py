@@ -179,12 +179,6 @@ def _kind_fault(section: str, found: Any, kinds: Mapping[str, Any]) -> str | Non
     return None
 
 
-def read_records(folder: Path) -> list[dict[str, Any]]:
-    """Return all records below ``folder``, sorted by path."""
-    records = (read_record(path.parent) for path in sorted(folder.rglob(FILE_NAME)))
-    return [record for record in records if record is not None]
-
-
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _finite(item) for key, item in value.items()}

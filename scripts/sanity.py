@@ -4,7 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from pai.records import read_records
+from pai.errors import ConfigError
+from pai.reports.collect import collect
 from pai.reports.sanity import sanity_table
 
 
@@ -13,11 +14,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="a sweep directory")
     arguments = parser.parse_args()
-    if not arguments.folder.is_dir():
-        sys.exit(f"table error: {arguments.folder}: not a folder")
     try:
-        print(sanity_table(read_records(arguments.folder)))
-    except ValueError as error:
+        print(sanity_table(collect(arguments.folder)))
+    except ConfigError as error:
         sys.exit(f"table error: {error}")
 
 

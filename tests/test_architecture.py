@@ -17,7 +17,7 @@ TREES = {name: ast.parse(path.read_text()) for name, path in zip(NAMES, FILES, s
 # A module or package of pai imports only from lower layers: never upward, never sideways.
 LAYERS = (
     {"console", "errors", "identity", "modes", "paths", "precision", "processors", "version"},
-    {"parallel", "distributed", "submitted"},
+    {"parallel", "distributed", "submitted", "metrics"},
     {"memory", "state", "finite"},
     {"cache", "trust", "naming", "records", "seeding", "environment", "models",
      "saliency", "prunable", "objective", "warmup", "tracking", "clock", "histogram"},

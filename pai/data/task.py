@@ -16,6 +16,8 @@ from typing import Any, Literal, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
+from pai.metrics import ACCURACY, LOSS, PERPLEXITY, Kind
+
 
 @dataclass(frozen=True)
 class Task:
@@ -42,10 +44,10 @@ class Task:
 
     def measures(self, part: str, loss: float, accuracy: float) -> dict[str, float]:
         """Return ``<part>_loss`` (nats), ``<part>_accuracy`` and maybe ``<part>_perplexity``."""
-        found = {f"{part}_loss": loss, f"{part}_accuracy": accuracy}
+        found: dict[Kind, float] = {LOSS: loss, ACCURACY: accuracy}
         if self.perplexity:
-            found[f"{part}_perplexity"] = perplexity(loss)
-        return found
+            found[PERPLEXITY] = perplexity(loss)
+        return {kind.name(part): value for kind, value in found.items()}
 
     def is_better(self, row: Mapping[str, float], best: Mapping[str, float] | None) -> bool:
         """Return whether an epoch beats the best so far; equally good ones do not."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pai.errors import ConfigError, first_line
-from pai.identity import IGNORED, completed, digest
+from pai.identity import IGNORED, completed, digest, value_at
 from pai.records import FILE_NAME
 from pai.reports.extra import require
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NONE = "none"
+_DENSE = "pai.scorers.dense.Dense"
 _NOT_RUNS = ("wandb", ".hydra")
 _NEEDED = {"status": str, "config": dict, "seed": int}
 _SECTIONS = ("choices", "metrics", "timing_s", "environment", "scoring", "cost")
@@ -101,13 +102,12 @@ class Run:
 
     @property
     def dense(self) -> bool:
-        """Whether this is a reference in which nothing was removed, whatever was asked for."""
-        if self.baseline:
-            return False
-        if self.choice("scorer") in (NONE, "Dense"):
-            return True
-        mask, asked = self.part("mask"), self.part("config").get("sparsity")
-        return bool(asked and mask and mask.get("kept") == mask.get("prunable"))
+        """Whether this is a reference that nothing is removed from, whatever sparsity is asked for.
+
+        Not a run whose sparsity is so low that no weight was lost: that is one of its scorer.
+        """
+        target = value_at(self.part("config"), ("scorer", "_target_"))
+        return not self.baseline and (self.choice("scorer") == NONE or target == _DENSE)
 
     @property
     def baseline(self) -> bool:

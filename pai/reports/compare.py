@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pai.reports.cells import no_formula
 from pai.reports.measures import rank_correlation
+from pai.reports.numbers import share
 
 MaskArrays = Mapping[str, NDArray[np.bool_]]
 ScoreArrays = Mapping[str, NDArray[np.floating[Any]]]
@@ -136,7 +137,7 @@ def markdown(pairs: Sequence[Pair], masks: Mapping[str, MaskArrays]) -> str:
     by_layer = [
         [
             layer,
-            *(f"{kept[name][i]:.4f}" for name in masks),
+            *(share(kept[name][i], 4) for name in masks),
             *(_number(p.layer_iou[layer]) for p in pairs),
         ]
         for i, layer in enumerate(layers)

@@ -11,6 +11,9 @@ from pai.reports.collect import Run
 _BRINGS = {"scorer": ("schedule",)}
 _DENSE_FREE = ("sparsity", "scope", "schedule")  # nothing to a network that loses no weight
 _SHOWN = 4
+_OPTIONS = (
+    "choose with --where {key}={common}, or show it with --rows or --columns, or --ignore {key}"
+)
 
 
 def check_keys(runs: Sequence[Run], keys: Iterable[str], metric: str) -> None:
@@ -31,11 +34,20 @@ def check_keys(runs: Sequence[Run], keys: Iterable[str], metric: str) -> None:
         raise ConfigError(f"metric: no run has {metric!r}{nearest(metric, sorted(metrics))}")
 
 
-def check_same_experiment(runs: Sequence[Run], keys: Sequence[str], ignore: Iterable[str]) -> None:
+def check_same_experiment(
+    runs: Sequence[Run], keys: Sequence[str], ignore: Iterable[str] = (), advice: str = _OPTIONS
+) -> None:
     """Check that ``runs`` differ in nothing but ``keys`` and the seed.
 
     A key that is a group covers the options below it, as long as all runs with the same choice have
     the same options.
+
+    Args:
+        runs: of one table.
+        keys: groups or configuration keys.
+        ignore: more keys that do not count.
+        advice: what to do about it, for the message; may have ``{key}`` and ``{common}``, the value
+            that most runs have.
 
     Raises:
         ConfigError: naming the key, its values and runs.
@@ -44,7 +56,7 @@ def check_same_experiment(runs: Sequence[Run], keys: Sequence[str], ignore: Iter
     groups = [key for key in keys if any(isinstance(r.part("config").get(key), dict) for r in runs)]
     brought = [part for group in groups for part in _BRINGS.get(group, ())]
     explained = (*keys, *brought)
-    _check_equal(runs, (*ignored, *explained), "")
+    _check_equal(runs, (*ignored, *explained), "", advice)
     dotted = [key for key in keys if key not in groups]
     for group in groups:
         parts = (group, *(part for part in _BRINGS.get(group, ()) if part not in groups))
@@ -54,12 +66,13 @@ def check_same_experiment(runs: Sequence[Run], keys: Sequence[str], ignore: Iter
                     run for run in runs
                     if run.choice(group) == choice and run.baseline == pruned_later
                 ]  # fmt: skip
-                _check_equal(same, (*ignored, *dotted), f"{group}={choice}: ", only=parts)
+                _check_equal(same, (*ignored, *dotted), f"{group}={choice}: ", advice, only=parts)
 
 
 def _check_equal(
-    runs: Sequence[Run], without: tuple[str, ...], context: str, only: tuple[str, ...] = ()
-) -> None:
+    runs: Sequence[Run], without: tuple[str, ...], context: str, advice: str,
+    only: tuple[str, ...] = (),
+) -> None:  # fmt: skip
     found = [_leaves(run, without, only) for run in runs]
     for key in sorted({key for leaves in found for key in leaves}):
         values: dict[str, list[Run]] = {}
@@ -67,7 +80,7 @@ def _check_equal(
             if not (run.dense and below(key, _DENSE_FREE)):
                 values.setdefault(leaves.get(key, "absent"), []).append(run)
         if len(values) > 1:
-            raise ConfigError(_explain(key, values, context))
+            raise ConfigError(context + _explain(key, values, advice))
 
 
 def _leaves(run: Run, without: tuple[str, ...], only: tuple[str, ...]) -> dict[str, str]:
@@ -78,7 +91,7 @@ def _leaves(run: Run, without: tuple[str, ...], only: tuple[str, ...]) -> dict[s
     }
 
 
-def _explain(key: str, values: Mapping[str, Sequence[Run]], context: str) -> str:
+def _explain(key: str, values: Mapping[str, Sequence[Run]], advice: str) -> str:
     """Say how runs differ in ``key``; the rarer values first and with the names of their runs."""
     told = []
     ordered = sorted(values.items(), key=lambda item: len(item[1]))
@@ -90,8 +103,8 @@ def _explain(key: str, values: Mapping[str, Sequence[Run]], context: str) -> str
         told.append(count if last else f"{count} ({names}{more})")
     common = ordered[-1][0].strip('"')
     return (
-        f"{context}{key}: runs of one table differ in it: {'; '.join(told)}; choose with "
-        f"--where {key}={common}, or show it with --rows or --columns, or --ignore {key}"
+        f"{key}: runs of one table differ in it: {'; '.join(told)}; "
+        f"{advice.format(key=key, common=common)}"
     )
 
 
@@ -108,14 +121,22 @@ def schedule_note(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
 
 
 def revision_notes(runs: Sequence[Run]) -> list[str]:
-    """Say if the runs, or parts of a run, come from several revisions, versions or machines."""
+    """Say if the runs, or parts of a run, come from several revisions, versions or machines.
+
+    Named is what :func:`pai.environment.decisive_changes` compares.
+    """
     notes = []
     for title, parts in {
-        "revisions of pai": ("git_sha",), "versions of torch": ("packages", "torch"),
-        "devices": ("device_name",),
+        "revisions of pai": ("git_sha",), "values of uncommitted changes": ("git_dirty",),
+        "versions of torch": ("packages", "torch"), "devices": ("device_name",),
+        "numbers of threads": ("threads",), "numbers of processes": ("processes",),
     }.items():  # fmt: skip
         found = [
-            dict.fromkeys(str(value_at(one, parts)) for one in run.environments or [{}])
+            dict.fromkeys(
+                str(value)
+                for one in run.environments
+                if (value := value_at(one, parts, ...)) is not ...  # older records lack some
+            )
             for run in runs
         ]
         seen = Counter(value for values in found for value in values)

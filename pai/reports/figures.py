@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from pai.reports.collect import Collection
-from pai.reports.grid import Cell, Grid, Key, Layout, Row, build_grid
+from pai.reports.counted import Cell
+from pai.reports.grid import Grid, Key, Layout, Row, build_grid
 from pai.reports.series import densities, read_histogram, row_runs, scoring_seconds, styles
 from pai.reports.style import GREY, Style
 
@@ -79,7 +80,11 @@ def accuracy_figure(grid: Grid) -> Figure:
     axes.xaxis.set_major_locator(FixedLocator(left))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda x, _: f"{1 - x:.6g}")
-    axes.set_xlabel("sparsity: fraction of prunable weights removed (log scale of what remains)")
+    what = "removed or on no path from input to output" if grid.effective else "removed"
+    axes.set_xlabel(
+        f"{grid.key_label('sparsity')}: fraction of prunable weights {what} (log scale of what "
+        f"remains)"
+    )
     axes.set_ylabel(_metric_label(grid.layout))
     axes.set_title(f"mean and sample standard deviation, up to {len(grid.seeds)} seeds", fontsize=8)
     _legend(figure, [axes])
@@ -118,7 +123,10 @@ def density_figure(collection: Collection, grid: Grid) -> Figure | None:
             if dead:
                 axes.plot(dead, [floor] * len(dead), "x", color=look.color)
         axes.set(yscale="log", ylim=(floor / 1.4, 1.4), ylabel="density of the layer")
-        axes.set_title(f"sparsity {sparsity:g} (cross at the bottom: no weight left)", fontsize=8)
+        axes.set_title(
+            f"{grid.key_label('sparsity')} {sparsity:g} (cross at the bottom: no weight left)",
+            fontsize=8,
+        )
         axes.grid(axis="y", color="0.9", linewidth=0.5)
     if len(names) <= _NAMED_LAYERS:
         every[-1].set_xticks(range(len(names)), names, rotation=90, fontsize=6)
@@ -146,8 +154,9 @@ def histogram_figure(grid: Grid) -> Figure | None:
     for axes, (row, run, histogram) in zip(panels, found):
         _histogram(axes, chosen[row.key], histogram)
         once = run.choice("schedule") in ("oneshot", "OneShot")
+        direct = once and run.value("scope") == "global" and not grid.effective
         for column in grid.columns:
-            cut = histogram.cut(column[0]) if once and run.value("scope") == "global" else None
+            cut = histogram.cut(column[0]) if direct else None
             if cut is not None:
                 axes.axvline(cut, color="0.3", linewidth=0.5, linestyle=(0, (4, 3)))
         share = sum(histogram.negative.values()) / histogram.total
@@ -220,7 +229,7 @@ def time_figure(collection: Collection, grid: Grid) -> Figure | None:
             axes.errorbar(
                 times[row.key], middle, spread, elinewidth=0.8, label=_name(row), **look.dots
             )
-        axes.set(xscale="log", title=f"sparsity {column[0]:g}")
+        axes.set(xscale="log", title=grid.column_label(column))
         axes.title.set_fontsize(8)
         axes.xaxis.set_major_locator(LogLocator(subs=ticks))
         axes.xaxis.set_major_formatter("{x:g}")
@@ -246,7 +255,7 @@ def _cells(grid: Grid, row: Row) -> list[tuple[float, Cell]]:
 
 
 def _numbers(grid: Grid, cells: Sequence[Cell]) -> tuple[list[float], list[float]]:
-    scale = grid.layout.scale
+    scale = grid.layout.kind.scale
     return [scale * cell.mean for cell in cells], [scale * (cell.spread or 0) for cell in cells]
 
 
@@ -257,7 +266,7 @@ def _name(row: Row) -> str:
 
 
 def _metric_label(layout: Layout) -> str:
-    return layout.metric.replace("_", " ") + (" (%)" if layout.scale == 100 else "")
+    return layout.metric.replace("_", " ") + (" (%)" if layout.kind.scale == 100 else "")
 
 
 def _legend(figure: Figure, every: Sequence[Axes]) -> None:

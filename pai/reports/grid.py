@@ -7,11 +7,15 @@ from functools import cached_property
 from typing import Any
 
 from pai.errors import ConfigError
+from pai.metrics import Kind, kind_of
 from pai.reports.collect import NONE, Collection, LeftOut, Run
 from pai.reports.consistency import check_keys, check_same_experiment, revision_notes, schedule_note
-from pai.reports.ties import tied
+from pai.reports.counted import Cell, one_each, usable
+from pai.reports.reached import effective
+from pai.reports.ties import Standing, standing
 
 Key = tuple[Any, ...]
+_MOST_VALUES = 8  # in a message
 
 
 @dataclass(frozen=True)
@@ -38,45 +42,9 @@ class Layout:
                 raise ConfigError(f"rows, columns: {key!r} {why}")
 
     @property
-    def lower_is_better(self) -> bool:
-        """Whether the metric is a loss."""
-        return self.metric.endswith("loss")
-
-    @property
-    def scale(self) -> float:
-        """100 for accuracies, which are shown in percent."""
-        return 100.0 if "accuracy" in self.metric else 1.0
-
-
-@dataclass(frozen=True)
-class Cell:
-    """The runs of one row and column, one per seed."""
-
-    runs: Mapping[int, Run]
-    metric: str
-
-    @cached_property
-    def values(self) -> dict[int, float]:
-        """The metric by seed."""
-        found = {seed: run.metric(self.metric) for seed, run in self.runs.items()}
-        return {seed: value for seed, value in sorted(found.items()) if value is not None}
-
-    @property
-    def mean(self) -> float:
-        """Mean over the seeds."""
-        return statistics.fmean(self.values.values())
-
-    @property
-    def spread(self) -> float | None:
-        """Sample standard deviation over the seeds (``n - 1``); ``None`` for one seed."""
-        return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
-
-    @property
-    def collapsed(self) -> int:
-        """How many layers lost every weight, summed over the seeds."""
-        return sum(
-            len(run.part("mask").get("collapsed_layers") or ()) for run in self.runs.values()
-        )
+    def kind(self) -> Kind:
+        """Which way the metric is better and how it is shown; accuracies in percent."""
+        return kind_of(self.metric)
 
 
 @dataclass(frozen=True)
@@ -109,33 +77,35 @@ class Grid:
     seeds: tuple[int, ...]
     left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...]
+    effective: bool  # whether "sparsity" is the effective one
+
+    def key_label(self, key: str) -> str:
+        """Return what is shown of a key: ``draws`` of ``scorer.draws``."""
+        return "effective sparsity" if key == "sparsity" and self.effective else last_part(key)
 
     def column_label(self, column: Key) -> str:
         """Return ``sparsity 0.9`` or ``warmup none, sparsity 0.9``."""
-        return ", ".join(f"{last_part(k)} {v}" for k, v in zip(self.layout.columns, column))
+        return ", ".join(f"{self.key_label(k)} {v}" for k, v in zip(self.layout.columns, column))
 
     @cached_property
-    def bold(self) -> frozenset[tuple[Key, Key]]:
-        """Per column the best cell and those tied with it (:func:`pai.reports.ties.tied`).
-
-        Nothing in a column where no two rows have two seeds in common.
-        """
-        sign = -1 if self.layout.lower_is_better else 1
-        marked: set[tuple[Key, Key]] = set()
-        for column in self.columns:
-            competing = {
+    def standings(self) -> dict[Key, Standing[Key]]:
+        """By column which rows are best and which cannot be compared."""
+        sign = -1 if self.layout.kind.lower_is_better else 1
+        return {
+            column: standing({
                 row.key: {s: sign * v for s, v in self.cells[row.key, column].values.items()}
                 for row in self.rows
                 if not row.reference and (row.key, column) in self.cells
-            }
-            if not competing:
-                continue
-            best = max(competing, key=lambda key: statistics.fmean(competing[key].values()))
-            others = {k: tied(competing[best], v) for k, v in competing.items() if k != best}
-            if any(verdict is not None for verdict in others.values()):
-                marked |= {(key, column) for key, verdict in others.items() if verdict}
-                marked.add((best, column))
-        return frozenset(marked)
+            })
+            for column in self.columns
+        }  # fmt: skip
+
+    @cached_property
+    def bold(self) -> frozenset[tuple[Key, Key]]:
+        """Per column the best cell and those tied with it."""
+        return frozenset(
+            (key, column) for column, found in self.standings.items() for key in found.best
+        )
 
     @cached_property
     def missing(self) -> tuple[Missing, ...]:
@@ -158,17 +128,21 @@ def build_grid(collection: Collection, layout: Layout) -> Grid:
     them if they do not.
 
     Raises:
-        ConfigError: there are no runs, a key is in none of them, or two runs differ in a
-            configuration key that is neither row nor column nor the seed.
+        ConfigError: there are no runs or none is selected, a key is in none of them, the metric is
+            of no known kind, or two runs differ in a configuration key that is neither row nor
+            column nor the seed.
     """
     check_keys(collection.runs, (*layout.rows, *layout.columns, *layout.where), layout.metric)
-    selected = [run for run in collection.runs if _selected(run, layout.where)]
-    usable, left_out = _usable(selected, layout.metric)
+    kind_of(layout.metric)
+    selected = [run for run in collection.runs if _matches(run, layout.where, dense_too=True)]
+    if not any(_matches(run, layout.where) for run in selected):
+        raise ConfigError(_none_selected(collection.runs, layout.where))
+    counted, left_out = usable(selected, layout.metric)
     row_keys = layout.rows
     implicit = "baseline" not in (*layout.rows, *layout.columns)
     if implicit and any(run.baseline for run in selected):
         row_keys = (*layout.rows, "baseline")
-    check_same_experiment(usable, (*row_keys, *layout.columns), layout.ignore)
+    check_same_experiment(counted, (*row_keys, *layout.columns), layout.ignore)
     sparsities = {run.value("sparsity") for run in selected if not run.dense}
 
     def places(run: Run) -> list[tuple[Key, Key]]:
@@ -182,7 +156,12 @@ def build_grid(collection: Collection, layout: Layout) -> Grid:
             (values(row_keys, s), values(layout.columns, s)) for s in sorted(spread, key=_order)
         ]
 
-    cells, copies = _cells(usable, places, layout.metric)
+    wanted: dict[tuple[tuple[Key, Key], int], list[Run]] = {}
+    for run in counted:
+        for place in places(run):
+            wanted.setdefault((place, run.seed), []).append(run)
+    found, copies = one_each(wanted, layout.metric)
+    cells = _cells(found, layout.metric)
     every = {place for run in selected for place in places(run)}
     rows = [_row(row_keys, key, selected) for key in {row for row, _ in every}]
     columns = sorted({column for _, column in every}, key=lambda c: [_order(v) for v in c])
@@ -194,57 +173,35 @@ def build_grid(collection: Collection, layout: Layout) -> Grid:
         cells=cells,
         seeds=tuple(sorted({run.seed for run in selected})),
         left_out=(*collection.unreadable, *left_out, *copies),
-        notes=(*schedule_note(usable, row_keys), *revision_notes(usable)),
+        notes=(*schedule_note(counted, row_keys), *revision_notes(counted)),
+        effective=effective(selected),
     )
 
 
-def _selected(run: Run, where: Mapping[str, Any]) -> bool:
+def _matches(run: Run, where: Mapping[str, Any], *, dense_too: bool = False) -> bool:
+    """Return whether a run has these values; ``dense_too``: references whatever their sparsity."""
     return all(
-        run.value(key) == value or (run.dense and key == "sparsity") for key, value in where.items()
+        run.value(key) == value or (dense_too and run.dense and key == "sparsity")
+        for key, value in where.items()
     )
 
 
-def _usable(runs: Iterable[Run], metric: str) -> tuple[list[Run], list[LeftOut]]:
-    usable, left_out = [], []
-    for run in runs:
-        status, error = run.record["status"], run.record.get("error")
-        if status == "completed" and run.metric(metric) is not None:
-            usable.append(run)
-        elif status == "completed":
-            left_out.append(LeftOut(run.folder, f"{metric} is not a finite number", run))
-        else:
-            reason = f"{status}: {' '.join(str(error).split())}" if error else str(status)
-            if status == "running":
-                reason += f" (or killed) since {run.record.get('started_at')}"
-            left_out.append(LeftOut(run.folder, reason, run))
-    return usable, left_out
+def _none_selected(runs: Iterable[Run], where: Mapping[str, Any]) -> str:
+    """Say that no run has these values, and which values there are."""
+    found = {key: sorted({str(run.value(key)) for run in runs}) for key in where}
+    told = "; ".join(
+        f"{key} is {', '.join(values[:_MOST_VALUES])}{', ...' * (len(values) > _MOST_VALUES)}"
+        for key, values in found.items()
+    )
+    asked = ", ".join(f"{key}={value}" for key, value in where.items())
+    return f"where: no run has {asked}; in the runs {told}"
 
 
-def _cells(
-    runs: Iterable[Run], places: Any, metric: str
-) -> tuple[dict[tuple[Key, Key], Cell], list[LeftOut]]:
-    """Return the cells and the copies that were kept out of them."""
-    repeated: dict[tuple[Any, ...], list[Run]] = {}
-    for run in runs:
-        repeated.setdefault((tuple(places(run)), run.seed), []).append(run)
-    found: dict[tuple[Key, Key], dict[int, Run]] = {}
-    left_out = []
-    for (where, seed), group in repeated.items():
-        first, *others = group
-        results = {(run.metric(metric), run.part("mask").get("sha256")) for run in group}
-        if len(results) == 1:
-            left_out += [
-                LeftOut(run.folder, f"duplicate of {first.folder}, same result", run)
-                for run in others
-            ]
-        else:
-            names = ", ".join(str(run.folder) for run in group)
-            reason = f"duplicate with another result; of these none is used: {names}"
-            left_out += [LeftOut(run.folder, reason, run) for run in group]
-            continue
-        for place in where:
-            found.setdefault(place, {})[seed] = first
-    return {place: Cell(seeds, metric) for place, seeds in found.items()}, left_out
+def _cells(found: Mapping[tuple[tuple[Key, Key], int], Run], metric: str) -> dict[Any, Cell]:
+    by_place: dict[tuple[Key, Key], dict[int, Run]] = {}
+    for (place, seed), run in found.items():
+        by_place.setdefault(place, {})[seed] = run
+    return {place: Cell(seeds, metric) for place, seeds in by_place.items()}
 
 
 def _row(keys: tuple[str, ...], key: Key, runs: Iterable[Run]) -> Row:
@@ -271,7 +228,7 @@ def _sorted_rows(
     rows = list(rows)
     present = [row for row in rows if any((row.key, column) in cells for column in columns)]
     shared = [c for c in columns if all((row.key, c) in cells for row in present)]
-    sign = 1 if layout.lower_is_better else -1
+    sign = 1 if layout.kind.lower_is_better else -1
 
     def order(row: Row) -> tuple[Any, ...]:
         own = [c for c in shared or columns if (row.key, c) in cells]

@@ -1,6 +1,6 @@
 """The table as LaTeX, in booktabs' style."""
 
-from pai.reports.grid import Grid, Key, Row, last_part
+from pai.reports.grid import Grid, Key, Row
 from pai.reports.series import row_runs
 from pai.reports.table import MISSING, remarks, shown
 
@@ -26,7 +26,9 @@ def latex(grid: Grid, caption: str, label: str) -> str:
         [_name(grid, row), *(_cell(grid, (row.key, column), usual) for column in grid.columns)]
         for row in grid.rows
     ]
-    keys = [", ".join(map(last_part, group)) for group in (grid.layout.rows, grid.layout.columns)]
+    keys = [
+        ", ".join(map(grid.key_label, group)) for group in (grid.layout.rows, grid.layout.columns)
+    ]
     values = [", ".join(str(value) for value in column) for column in grid.columns]
     frame = pd.DataFrame(
         body,

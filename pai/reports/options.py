@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pai.errors import ConfigError
+from pai.reports.collect import NONE
 from pai.reports.grid import Layout
 
 
@@ -67,4 +68,6 @@ def _value(text: str) -> Any:
         value = json.loads(text)
     except json.JSONDecodeError:
         return text
+    if value is None:
+        return NONE
     return value if isinstance(value, bool | int | float) else text

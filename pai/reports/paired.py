@@ -6,23 +6,26 @@ from dataclasses import dataclass
 
 from pai.errors import ConfigError
 from pai.reports.grid import Grid, Key
+from pai.reports.numbers import signed
 
 _CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Gain:
-    """Mean of paired differences in percentage points, and its interval (``None`` for one pair)."""
+    """Mean of paired differences as they are shown, and its interval (``None`` for one pair)."""
 
     mean: float
     interval: tuple[float, float] | None
     pairs: int
 
-    def __str__(self) -> str:
-        if self.interval is None:
-            return f"{self.mean:+.1f} (n={self.pairs})"
-        low, high = self.interval
-        return f"{self.mean:+.1f} [{low:+.1f}, {high:+.1f}] (n={self.pairs})"
+    def shown(self, digits: int) -> str:
+        """Return mean, interval and number of pairs, with ``digits`` after the point."""
+        mean, ends = signed(self.mean, digits), ""
+        if self.interval is not None:
+            low, high = (signed(end, digits) for end in self.interval)
+            ends = f" [{low}, {high}]"
+        return f"{mean}{ends} (n={self.pairs})"
 
 
 def paired_gain(differences: Sequence[float]) -> Gain:
@@ -65,8 +68,8 @@ def contrasts(grid: Grid, first: Mapping[str, str], second: Mapping[str, str]) -
     """Return what rows with the values ``first`` gain over those with ``second`` instead.
 
     A gain is the metric of the one minus that of the other with the same seed, in percentage
-    points for accuracies; of losses the lower one gains. Keys that are not mentioned are equal in
-    both rows.
+    points for accuracies; of losses and perplexities the lower one gains. Keys that are not
+    mentioned are equal in both rows.
 
     Raises:
         ConfigError: the two do not name the same keys, a key is no row, or there is no such pair.
@@ -103,10 +106,11 @@ def gain_table(grid: Grid, found: Sequence[Contrast]) -> str:
     """Return a Markdown table: one row per contrast, with 95 % t intervals of the mean."""
     heads = ["gain", *(grid.column_label(column) for column in grid.columns), "mean of these"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    digits = grid.layout.kind.digits
     for contrast in found:
-        cells = [str(contrast.gains.get(column, "–")) for column in grid.columns]
-        overall = "–" if contrast.overall is None else str(contrast.overall)
-        lines.append("| " + " | ".join([contrast.label, *cells, overall]) + " |")
+        gains = [*(contrast.gains.get(column) for column in grid.columns), contrast.overall]
+        cells = ["–" if gain is None else gain.shown(digits) for gain in gains]
+        lines.append("| " + " | ".join([contrast.label, *cells]) + " |")
     return "\n".join(lines)
 
 
@@ -117,7 +121,8 @@ def _label(first: Key, second: Key) -> str:
 
 def _pairs(grid: Grid, first: Key, second: Key) -> dict[Key, dict[int, float]]:
     """Return the differences of two rows by column and seed."""
-    sign = grid.layout.scale * (-1 if grid.layout.lower_is_better else 1)
+    kind = grid.layout.kind
+    sign = kind.scale * (-1 if kind.lower_is_better else 1)
     found = {}
     for column in grid.columns:
         if (first, column) in grid.cells and (second, column) in grid.cells:

@@ -12,7 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pai.identity import flatten
 from pai.reports.collect import Collection, LeftOut, Run
 from pai.reports.grid import Grid
-from pai.reports.table import MISSING, markdown, markdown_code, markdown_text, shown
+from pai.reports.numbers import share
+from pai.reports.table import MISSING, markdown, markdown_code, markdown_text, notes, shown
 
 CAPTIONS = {
     "accuracy_against_sparsity": "Metric against sparsity, mean and band of one sample standard "
@@ -60,7 +61,7 @@ def _render(template: str, report: Report) -> str:
         loader=PackageLoader("pai.reports"), autoescape=template.endswith(".html.j2"),
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    page.filters |= {"text": markdown_text, "code": markdown_code}
+    page.filters |= {"text": markdown_text, "code": markdown_code, "share": share}
     collection, grid = report.collection, report.grid
     left_out = grid.left_out if grid is not None else collection.unreadable
     same, varied = _configuration(collection.runs)
@@ -69,6 +70,7 @@ def _render(template: str, report: Report) -> str:
         problem=report.problem,
         grid=grid,
         cells={} if grid is None else _texts(grid),
+        notes=[] if grid is None else notes(grid),
         table="" if grid is None else markdown(grid),
         missing_text=MISSING,
         left_out=left_out,

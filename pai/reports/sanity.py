@@ -1,8 +1,11 @@
 """What a method gains over its own altered masks: differences of runs with the same seed."""
 
-from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pai.errors import ConfigError
+from pai.metrics import ACCURACY
+from pai.reports.collect import Collection
+from pai.reports.consistency import check_same_experiment
 from pai.reports.paired import Gain, paired_gain
 
 CHECKS = {
@@ -11,39 +14,49 @@ CHECKS = {
     "reinit": "new initial weights",
     "invert": "inverted scores",
 }
-Group = tuple[str, float, str, str]
+Group = tuple[Any, ...]
+"""The values of ``_KEYS``."""
+_KEYS = ("scorer", "sparsity", "scope", "baseline")
+_METRIC = "test_accuracy"
+_ADVICE = "make a table of each alone"
 
 
-def gains(records: Iterable[Mapping[str, Any]]) -> dict[Group, dict[str, Gain]]:
+def gains(collection: Collection) -> dict[Group, dict[str, Gain]]:
     """Return, by scorer, sparsity, scope and baseline, the gain over each sanity check.
 
     A gain is test accuracy after the last epoch minus that of the run with the same seed and the
     check, in percentage points.
 
     Raises:
-        ValueError: a run is not completed, two runs are the same, a run has no partner with its
-            seed, or there is nothing to compare.
+        ConfigError: a run cannot be read, is not completed or has no accuracy, two runs are the
+            same, runs differ in something else than these keys, the check and the seed, a run has
+            no partner with its seed, or there is nothing to compare.
     """
+    for out in collection.unreadable:
+        raise ConfigError(f"{out.folder}: {out.reason}")
+    check_same_experiment(collection.runs, (*_KEYS, "sanity"), advice=_ADVICE)
     found: dict[Group, dict[str, dict[int, float]]] = {}
-    for record in records:
-        if record["status"] != "completed":
-            raise ValueError(f"run {record['name']} is {record['status']}: {record['error']}")
-        choices, config = record["choices"], record["config"]
-        key = (choices["scorer"], config["sparsity"], config["scope"], choices["baseline"])
-        seeds = found.setdefault(key, {}).setdefault(choices["sanity"], {})
-        if record["seed"] in seeds:
-            raise ValueError(
-                f"two runs of {key[0]} at {key[1]:g} with sanity={choices['sanity']} and seed "
-                f"{record['seed']}"
+    for run in collection.runs:
+        accuracy = run.metric(_METRIC)
+        if run.record["status"] != "completed":
+            raise ConfigError(f"{run.folder} is {run.record['status']}: {run.record.get('error')}")
+        if accuracy is None:
+            raise ConfigError(f"{run.folder}: no finite {_METRIC}")
+        key = tuple(run.value(name) for name in _KEYS)
+        seeds = found.setdefault(key, {}).setdefault(run.choice("sanity"), {})
+        if run.seed in seeds:
+            raise ConfigError(
+                f"two runs of {key[0]} at {key[1]:g} with sanity={run.choice('sanity')} and seed "
+                f"{run.seed}, {run.folder} is one of them"
             )
-        seeds[record["seed"]] = 100 * record["metrics"]["test_accuracy"]
+        seeds[run.seed] = ACCURACY.scale * accuracy
     result = {}
     for key, checks in found.items():
         own = checks.pop("none", {})
         for check, seeds in checks.items():
             if set(seeds) != set(own):
                 odd = sorted(set(seeds) ^ set(own))
-                raise ValueError(
+                raise ConfigError(
                     f"{key[0]} at {key[1]:g}: seeds {', '.join(map(str, odd))} have no pair of "
                     f"sanity=none and sanity={check}"
                 )
@@ -53,13 +66,13 @@ def gains(records: Iterable[Mapping[str, Any]]) -> dict[Group, dict[str, Gain]]:
                 for check, seeds in checks.items()
             } | {"none": paired_gain([own[seed] for seed in sorted(own)])}
     if not result:
-        raise ValueError(
+        raise ConfigError(
             "no run with a sanity check beside one without; pai -m +experiment=sanity makes both"
         )
     return result
 
 
-def sanity_table(records: Iterable[Mapping[str, Any]]) -> str:
+def sanity_table(collection: Collection) -> str:
     """Return a Markdown table: one row per method, its accuracy and its gain over each check.
 
     Gains are in percentage points with 95 % t intervals of the mean over seeds; errors as in
@@ -72,14 +85,14 @@ def sanity_table(records: Iterable[Mapping[str, Any]]) -> str:
         + " |",
         "|---" * (3 + len(CHECKS)) + "|",
     ]
-    for (scorer, sparsity, scope, baseline), found in sorted(gains(records).items()):
+    for (scorer, sparsity, scope, baseline), found in sorted(gains(collection).items()):
         method = f"`{scorer}`"
         method += "" if scope == "global" else f", {scope}"
         method += "" if baseline == "none" else f", {baseline}"
-        cells = [str(found[check]) if check in found else "not run" for check in CHECKS]
-        own = found["none"]
+        digits, own = ACCURACY.digits, found["none"]
+        cells = [found[c].shown(digits) if c in found else "not run" for c in CHECKS]
         lines.append(
-            f"| {method} | {sparsity:g} | {own.mean:.1f} (n={own.pairs}) | "
+            f"| {method} | {sparsity:g} | {own.mean:.{digits}f} (n={own.pairs}) | "
             + " | ".join(cells) + " |"
         )  # fmt: skip
     return "\n".join(lines)

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pai.reports.numbers import share
+
 _BAR = 20
 
 
@@ -14,7 +16,7 @@ def summarise(record: Mapping[str, Any], run_dir: Path) -> str:
     lines = [_layers(mask), ""]
     dense = mask["kept"] == mask["prunable"]
     kind = "effective " if config["sparsity_is"] == "effective" else ""
-    asked = f"sparsity {mask['sparsity']:.4f}, asked {kind}{config['sparsity']:g}"
+    asked = f"sparsity {share(mask['sparsity'], 4)}, asked {kind}{config['sparsity']:g}"
     asked = "dense" if dense else asked
     lines.append(
         f"weights    {mask['kept']:,} of {mask['prunable']:,} prunable kept ({asked}); "
@@ -65,8 +67,8 @@ def _paths(mask: Mapping[str, Any]) -> list[str]:
     lines = []
     if mask["effective_sparsity"] is not None:
         lines.append(
-            f"effective  sparsity {mask['effective_sparsity']:.4f}: weights on no path from input "
-            f"to output count as removed"
+            f"effective  sparsity {share(mask['effective_sparsity'], 4)}: weights on no path from "
+            f"input to output count as removed"
         )
     else:
         lines.append(f"effective  sparsity not defined: {mask['effective_undefined']}")
@@ -88,10 +90,11 @@ def _layers(mask: Mapping[str, Any]) -> str:
     rows = [f"{'layer':{width}}  {'kept':>10} {'of':>10}  density"]
     for layer in mask["layers"]:
         bar = "#" * round(_BAR * layer["density"])
+        density = f"{share(100 * layer['density'], 2, whole=100)}%"
         note = "  COLLAPSED" if layer["kept"] == 0 else ""
         rows.append(
             f"{layer['name']:{width}}  {layer['kept']:>10,} {layer['total']:>10,}  "
-            f"{layer['density']:7.2%} {bar}{note}"
+            f"{density:>7} {bar}{note}"
         )
     return "\n".join(rows)
 
@@ -100,6 +103,6 @@ def one_line(record: Mapping[str, Any], run_dir: Path) -> str:
     """Return the result of one job of a sweep."""
     metrics, mask = record["metrics"], record["mask"]
     return (
-        f"{record['name']}: test {metrics['test_accuracy']:.2%}, sparsity {mask['sparsity']:.4f}, "
-        f"{record['timing_s']['total']:.1f} s, {run_dir}"
+        f"{record['name']}: test {metrics['test_accuracy']:.2%}, sparsity "
+        f"{share(mask['sparsity'], 4)}, {record['timing_s']['total']:.1f} s, {run_dir}"
     )

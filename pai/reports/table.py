@@ -2,8 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pai.reports.collect import Collection
-from pai.reports.grid import Cell, Grid, Key
+from pai.reports.collect import Collection, LeftOut
+from pai.reports.counted import Cell
+from pai.reports.grid import Grid, Key
+from pai.reports.numbers import share
+from pai.reports.reached import missed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,7 +20,7 @@ def markdown(grid: Grid) -> str:
     Accuracies are in percent. The best cell of a column and those tied with it are bold; layers
     that lost every weight are counted, summed over the seeds.
     """
-    title = ", ".join(key.rpartition(".")[2] for key in grid.layout.rows)
+    title = ", ".join(map(grid.key_label, grid.layout.rows))
     labels = [markdown_text(grid.column_label(column)) for column in grid.columns]
     lines = [
         f"| {markdown_text(title)} | " + " | ".join(labels) + " |",
@@ -29,11 +32,42 @@ def markdown(grid: Grid) -> str:
     return "\n".join(lines)
 
 
-def remarks(grid: Grid) -> list[str]:
-    """Return what has to be known beside the table: notes, what was kept out, what is missing."""
-    lines = list(grid.notes)
+def notes(grid: Grid) -> list[str]:
+    """Return what has to be known to read the table: what is not bold, whose sparsity is another.
+
+    And what the grid says of schedules, revisions and machines.
+    """
+    lines = [*grid.notes, *_bold_notes(grid)]
+    labels = {row.key: row.label for row in grid.rows}
+    for (row, column), cell in grid.cells.items():
+        if cell.reached is not None and any(missed(run) for run in cell.runs.values()):
+            lines.append(
+                f"not the sparsity asked for: {labels[row]}, {grid.column_label(column)}: "
+                f"{share(cell.reached, 6)} reached"
+            )
+    return lines
+
+
+def _bold_notes(grid: Grid) -> list[str]:
+    few = "no two rows have two seeds in common"
     if grid.columns and not grid.bold:
-        lines.append("nothing is bold: no two rows have two seeds in common")
+        return [f"nothing is bold: {few}"]
+    lines = []
+    for column, found in grid.standings.items():
+        unknown = [row.label for row in grid.rows if row.key in found.unknown]
+        if unknown and found.best:
+            lines.append(
+                f"{grid.column_label(column)}: not compared, as they share fewer than two seeds "
+                f"with the best row: {', '.join(unknown)}"
+            )
+        elif unknown:
+            lines.append(f"{grid.column_label(column)}: nothing is bold, as {few}")
+    return lines
+
+
+def remarks(grid: Grid) -> list[str]:
+    """Return what stands below the table: notes, what was kept out, what is missing."""
+    lines = notes(grid)
     lines += [f"left out: {out.folder}: {out.reason}" for out in grid.left_out]
     for cell in grid.missing:
         seeds = ", ".join(str(seed) for seed in cell.seeds)
@@ -71,7 +105,15 @@ def run_frame(collection: Collection, grid: Grid | None) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    outs = grid.left_out if grid is not None else collection.unreadable
+    outs = collection.unreadable
+    if grid is not None:
+        told = {out.folder for out in grid.left_out}
+        used = {run.folder for cell in grid.cells.values() for run in cell.runs.values()}
+        outs = grid.left_out + tuple(
+            LeftOut(run.folder, "not selected by --where", run)
+            for run in collection.runs
+            if run.folder not in told | used
+        )
     reasons = pd.DataFrame(
         [{"run_dir": str(out.folder), "left_out": out.reason} for out in outs],
         columns=["run_dir", "left_out"], dtype="str",
@@ -87,7 +129,8 @@ def _numbers(cell: Cell | None) -> dict[str, Any]:
     values = cell.values.values()
     return {
         "n": len(values), "mean": cell.mean, "std": cell.spread, "min": min(values),
-        "max": max(values), "seeds": _listed(cell.values), "values": _listed(values),
+        "max": max(values), "sparsity_reached": cell.reached,
+        "seeds": _listed(cell.values), "values": _listed(values),
         "collapsed_layers": cell.collapsed,
     }  # fmt: skip
 
@@ -98,9 +141,9 @@ def _listed(values: Any) -> str:
 
 def shown(grid: Grid, cell: Cell) -> tuple[str, str]:
     """Return mean and spread as they are written."""
-    scale, digits = grid.layout.scale, 1 if grid.layout.scale == 100 else 3
-    spread = "" if cell.spread is None else f"{scale * cell.spread:.{digits}f}"
-    return f"{scale * cell.mean:.{digits}f}", spread
+    kind = grid.layout.kind
+    spread = "" if cell.spread is None else f"{kind.scale * cell.spread:.{kind.digits}f}"
+    return f"{kind.scale * cell.mean:z.{kind.digits}f}", spread
 
 
 def _markdown_cell(grid: Grid, place: tuple[Key, Key]) -> str:

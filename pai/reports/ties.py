@@ -2,13 +2,17 @@
 
 import itertools
 import math
+import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 _TAIL = 0.025  # on either side of an interval with a confidence of 95 %
 _EXACT = 8  # numbers of seeds for which every resample is enumerated
 _RESAMPLES = 20_000
 _ROUNDING = 1e-12
+Row = TypeVar("Row", bound=Hashable)
 
 
 def lower_end(differences: Sequence[float]) -> float:
@@ -61,3 +65,38 @@ def tied(best: Mapping[int, float], other: Mapping[int, float]) -> bool | None:
     if len(common) < 2:
         return None
     return lower_end([best[seed] - other[seed] for seed in common]) <= _ROUNDING
+
+
+@dataclass(frozen=True)
+class Standing(Generic[Row]):
+    """How the rows of a column stand.
+
+    Attributes:
+        best: the best row and those tied with it.
+        unknown: rows that share fewer than two seeds with the best one.
+    """
+
+    best: frozenset[Row]
+    unknown: frozenset[Row]
+
+
+def standing(rows: Mapping[Row, Mapping[int, float]]) -> Standing[Row]:
+    """Return how ``rows``, by row ``{seed: value}``, stand; high is good.
+
+    The best one has the highest mean of those that share two seeds with another. Where no two rows
+    do, nothing is best.
+    """
+    shared = {
+        row: any(len(own.keys() & rows[other].keys()) > 1 for other in rows if other != row)
+        for row, own in rows.items()
+    }
+    if not any(shared.values()):
+        return Standing(frozenset(), frozenset(rows))
+    best = max(
+        (row for row in rows if shared[row]), key=lambda row: statistics.fmean(rows[row].values())
+    )
+    verdicts = {row: tied(rows[best], own) for row, own in rows.items() if row != best}
+    return Standing(
+        frozenset([best, *(row for row, verdict in verdicts.items() if verdict)]),
+        frozenset(row for row, verdict in verdicts.items() if verdict is None),
+    )

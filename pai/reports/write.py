@@ -98,7 +98,7 @@ def _csv(frame: "pd.DataFrame") -> str:
 
 
 def _unit(layout: Layout) -> str:
-    return " in percent" if layout.scale == 100 else ""
+    return " in percent" if layout.kind.scale == 100 else ""
 
 
 def _write(path: Path, content: str | bytes) -> None:

@@ -79,6 +79,16 @@ def test_lines_bands_and_the_dense_reference_are_the_tables_numbers(sweep: Path)
     assert "(%)" in axes.get_ylabel()
 
 
+def test_an_effective_sparsity_is_on_the_axes(tmp_path: Path) -> None:
+    effective: dict[str, Any] = {"config": {"sparsity_is": "effective"}}
+    write(tmp_path, *(record("snip", s, 0, 0.5, **effective) for s in (0.9, 0.98)))
+    figures = draw_all(collect(tmp_path), Layout())
+    (axes,) = figures["accuracy_against_sparsity"].axes
+    assert axes.get_xlabel().startswith("effective sparsity: ")
+    for name in ("layer_density", "accuracy_against_scoring_time"):
+        assert figures[name].axes[0].get_title().startswith("effective sparsity 0.9")
+
+
 def test_densities_are_means_over_seeds_with_collapsed_layers_as_crosses(tmp_path: Path) -> None:
     def layers(*kept: float) -> dict[str, Any]:
         names = ("in", "middle", "out")

@@ -225,13 +225,89 @@ def test_of_losses_the_lowest_is_best(tmp_path: Path) -> None:
     assert [row.label for row in made.rows] == ["snip", "hts"]
 
 
+@pytest.mark.parametrize("metric", ["test_perplexity", "best_val_test_perplexity"])
+def test_of_perplexities_the_lowest_is_best(tmp_path: Path, metric: str) -> None:
+    made = grid(
+        tmp_path,
+        *(
+            record(scorer, 0.9, seed, 0.9 - value / 100, metrics={metric: value + seed / 100})
+            for scorer, value in {"snip": 9.0, "hts": 12.0, "random": 30.0}.items()
+            for seed in (0, 1, 2)
+        ),
+        metric=metric,
+    )
+    assert made.bold == {(("snip",), (0.9,))}
+    assert [row.label for row in made.rows] == ["snip", "hts", "random"]
+
+
+def test_a_metric_of_no_known_kind_is_refused(tmp_path: Path) -> None:
+    runs = [record("snip", 0.9, seed, metrics={"best_val_epoch": 2}) for seed in (0, 1)]
+    with pytest.raises(ConfigError, match="metric: 'best_val_epoch' is of no kind"):
+        grid(tmp_path, *runs, metric="best_val_epoch")
+
+
+def test_a_run_that_lost_no_weight_is_in_its_own_cell_only(tmp_path: Path) -> None:
+    nothing = {"sparsity": 0.0, "kept": 1000, "sha256": "all"}
+    made = grid(
+        tmp_path, record("snip", 1e-6, 0, 0.9, mask=nothing), record("snip", 0.9, 0, 0.5),
+        record("snip", 0.98, 0, 0.3),
+    )  # fmt: skip
+    assert values(made) == {("snip", 1e-6): {0: 0.9}, ("snip", 0.9): {0: 0.5},
+                            ("snip", 0.98): {0: 0.3}}  # fmt: skip
+    assert made.left_out == ()
+
+
+def test_a_reference_and_a_pruned_run_of_one_cell_and_seed_are_copies_that_disagree(
+    tmp_path: Path,
+) -> None:
+    runs = [record("none", 0.0, 0, 0.99), record("snip", 0.9, 0, 0.5), record("snip", 0.9, 1, 0.6),
+            record("snip", 0.98, 1, 0.4)]  # fmt: skip
+    made = grid(tmp_path, *runs, rows=("warmup",), ignore=("scorer",))
+    assert values(made)["bn_stats", 0.9] == {1: 0.6}
+    assert set(reasons(made)) == {"run0", "run1"}
+
+
+def test_a_row_that_cannot_be_compared_leaves_the_bold_to_the_others(tmp_path: Path) -> None:
+    made = grid(
+        tmp_path, record("lucky", 0.9, 0, 0.95),
+        *(record("hts", 0.9, s, 0.8 + s / 100) for s in (0, 1, 2)),
+        *(record("snip", 0.9, s, 0.7 + s / 100) for s in (0, 1, 2)),
+    )  # fmt: skip
+    assert made.bold == {(("hts",), (0.9,))}
+    assert made.standings[0.9,].unknown == {("lucky",)}
+
+
+def test_an_effective_sparsity_is_called_so(tmp_path: Path) -> None:
+    effective: dict[str, Any] = {"config": {"sparsity_is": "effective"}}
+    made = grid(tmp_path, record("snip", 0.9, 0, **effective), record("snip", 0.98, 0, **effective))
+    assert [made.column_label(column) for column in made.columns] == [
+        "effective sparsity 0.9", "effective sparsity 0.98",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("where", [{"warmup": "nope"}, {"sparsity": 0.77}])
+def test_a_choice_that_no_run_has_is_refused(tmp_path: Path, where: dict[str, Any]) -> None:
+    ((key, value),) = where.items()
+    there = {"warmup": "bn_stats", "sparsity": "0.0, 0.9"}[key]
+    with pytest.raises(ConfigError, match=f"has {key}={value}; in the runs {key} is {there}"):
+        grid(tmp_path, record("none", 0.0), record("snip", 0.9), where=where)
+
+
 def test_revisions_and_machines_that_differ_are_noted(tmp_path: Path) -> None:
-    other = {"git_sha": "def", "packages": {"torch": "2.16.0"}, "device_name": "another"}
-    made = grid(tmp_path, record(seed=0), record(seed=1), record(seed=2, environment=other))
+    other = {"git_sha": "def", "packages": {"torch": "2.16.0"}, "device_name": "another",
+             "git_dirty": True, "threads": 2, "processes": 4}  # fmt: skip
+    usual = {"threads": 1, "processes": 1}
+    made = grid(
+        tmp_path, record(seed=0, environment=usual), record(seed=1, environment=usual),
+        record(seed=2, environment=other),
+    )  # fmt: skip
     assert made.notes == (
         "2 revisions of pai: abc (2 runs), def (1 run)",
+        "2 values of uncommitted changes: False (2 runs), True (1 run)",
         "2 versions of torch: 2.15.0 (2 runs), 2.16.0 (1 run)",
         "2 devices: a processor (2 runs), another (1 run)",
+        "2 numbers of threads: 1 (2 runs), 2 (1 run)",
+        "2 numbers of processes: 1 (2 runs), 4 (1 run)",
     )
 
 

@@ -22,11 +22,12 @@ def test_rows_and_columns_are_lists_of_keys() -> None:
 def test_conditions_are_numbers_truths_or_names() -> None:
     made = parsed(
         "--where", "sparsity=0.90", "--where", "warmup=none", "--where", "include_classifier=true",
-        "--where", "model.name=a=b", "--where", "x=[1]", "--ignore", "dataset.root",
+        "--where", "model.name=a=b", "--where", "x=[1]", "--where", "clip=null",
+        "--ignore", "dataset.root",
     )  # fmt: skip
     assert made.where == {
         "sparsity": 0.9, "warmup": "none", "include_classifier": True, "model.name": "a=b",
-        "x": "[1]",
+        "x": "[1]", "clip": "none",
     }  # fmt: skip
     assert made.ignore == ("dataset.root",)
 

@@ -17,9 +17,13 @@ ACCURACY = {
 }  # fmt: skip
 
 
+def measured(accuracy: float) -> dict[str, float]:
+    return {"test_loss": 1 - accuracy, "test_perplexity": 2 - accuracy}
+
+
 def grid(tmp_path: Path, *others: dict[str, Any], **layout: Any) -> Grid:
     runs = [
-        record(scorer, sparsity, seed, accuracy, metrics={"test_loss": 1 - accuracy})
+        record(scorer, sparsity, seed, accuracy, metrics=measured(accuracy))
         for (scorer, sparsity), found in ACCURACY.items()
         for seed, accuracy in enumerate(found)
     ]
@@ -41,10 +45,20 @@ def test_gains_are_paired_by_seed_and_a_seed_counts_once_overall(tmp_path: Path)
     assert found.overall.interval == pytest.approx((expected.low, expected.high))
 
 
-def test_of_losses_the_lower_one_gains(tmp_path: Path) -> None:
-    made = grid(tmp_path, metric="test_loss")
+@pytest.mark.parametrize("metric", ["test_loss", "test_perplexity"])
+def test_of_losses_and_perplexities_the_lower_one_gains(tmp_path: Path, metric: str) -> None:
+    made = grid(tmp_path, metric=metric)
     (found,) = contrasts(made, {"scorer": "hts"}, {"scorer": "snip"})
     assert found.gains[(0.9,)].mean == pytest.approx(0.02)
+    cell = gain_table(made, [found]).splitlines()[2].split(" | ")[1]
+    assert cell == "+0.020 [-0.005, +0.045] (n=3)"
+
+
+def test_a_gain_that_is_rounded_to_nothing_has_no_minus(tmp_path: Path) -> None:
+    other = record("random", 0.9, 0, ACCURACY["snip", 0.9][0] - 0.0001)
+    made = grid(tmp_path, other)
+    (found,) = contrasts(made, {"scorer": "random"}, {"scorer": "snip"})
+    assert "| +0.0 (n=1) | – | +0.0 (n=1) |" in gain_table(made, [found])
 
 
 def test_several_keys_and_missing_columns(tmp_path: Path) -> None:

@@ -88,6 +88,18 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     assert "<script" not in re.sub(r"`[^`\n]*`", "", plain)
 
 
+def test_what_has_to_be_known_of_a_table_is_in_its_report(tmp_path: Path) -> None:
+    write(tmp_path, record("snip", 0.5, 0, mask={"sparsity": 0.99997}))
+    write_report(collect(tmp_path), Layout(), tmp_path / "out", "A sweep")
+    page = read(tmp_path / "out" / "report.html").text
+    plain = (tmp_path / "out" / "report.md").read_text()
+    for text in (page, plain):
+        assert "nothing is bold: no two rows have two seeds in common" in text
+        assert "not the sparsity asked for: snip, sparsity 0.5: 0.999970 reached" in text
+    assert "| 0.99997 |" in plain
+    assert "0.99997" in page
+
+
 def test_runs_that_make_no_table_have_a_report_that_says_why(tmp_path: Path) -> None:
     write(tmp_path, record(seed=0), record(seed=1, config={"training": {"epochs": 7}}))
     assert write_report(collect(tmp_path), Layout(), tmp_path, "sweep") is None

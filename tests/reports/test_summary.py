@@ -150,6 +150,18 @@ def test_densities_from_nothing_to_everything_fit(kept: int) -> None:
     assert line(text, "conv1.weight").count("#") == round(kept / 10)
 
 
+def test_no_sparsity_is_rounded_up_to_all_and_no_density_down_to_none() -> None:
+    few = record(mask_layers=[layer("conv1.weight", 1_000_000, 23)], mask_sparsity=0.99997,
+                 mask_effective_sparsity=0.99998)  # fmt: skip
+    text = summarise(few, FOLDER)
+    assert "sparsity 0.99997, asked" in line(text, "weights")
+    assert "sparsity 0.99998:" in line(text, "effective")
+    assert " 0.002% " in line(text, "conv1.weight")
+    assert "sparsity 0.99997," in one_line(few, FOLDER)
+    almost = record(mask_layers=[layer("conv1.weight", 1_000_000, 999_999)])
+    assert "99.9999%" in line(summarise(almost, FOLDER), "conv1.weight")
+
+
 def test_a_job_of_a_sweep_has_one_line() -> None:
     text = one_line(record(), FOLDER)
     assert text == f"scorer=snip,seed=0: test 81.23%, sparsity 0.9082, 14.5 s, {FOLDER}"

@@ -5,13 +5,14 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sweep_records import HOSTILE, grid, merged, record, small_sweep, write
 
 from pai.reports.collect import collect
 from pai.reports.grid import Layout, build_grid
-from pai.reports.table import cell_frame, markdown, markdown_code, remarks
+from pai.reports.table import cell_frame, markdown, markdown_code, remarks, run_frame
 from pai.reports.write import write_tables
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -28,6 +29,7 @@ def test_markdown_has_mean_spread_seeds_ties_collapse_and_what_is_missing(tmp_pa
         "| `random` | 50.0 ± 0.0 (n=2) | 15.0 ± 7.1 (n=2, 3 collapsed layers) |",
     ]
     assert remarks(made) == [
+        "sparsity 0.98: nothing is bold, as no two rows have two seeds in common",
         "missing: hts, sparsity 0.98: seed 0",
         "missing: snip, sparsity 0.98: seed 0, 1",
     ]
@@ -37,6 +39,33 @@ def test_nothing_is_bold_if_there_is_one_seed(tmp_path: Path) -> None:
     made = grid(tmp_path, record("snip", 0.9, 0, 0.9), record("hts", 0.9, 0, 0.1))
     assert "**" not in markdown(made)
     assert remarks(made) == ["nothing is bold: no two rows have two seeds in common"]
+
+
+def test_rows_that_cannot_be_compared_are_named(tmp_path: Path) -> None:
+    made = grid(
+        tmp_path, record("lucky", 0.9, 0, 0.95),
+        *(record(name, 0.9, s, 0.5) for name in ("hts", "snip") for s in (0, 1)),
+    )  # fmt: skip
+    assert remarks(made)[0] == (
+        "sparsity 0.9: not compared, as they share fewer than two seeds with the best row: lucky"
+    )
+
+
+def test_a_mask_of_another_sparsity_than_asked_for_is_told(tmp_path: Path) -> None:
+    far = {"sparsity": 0.434, "effective_sparsity": 0.45}
+    rounded = {"sparsity": 0.501, "effective_sparsity": 0.5}
+    effective: dict[str, Any] = {"config": {"sparsity_is": "effective"}}
+    for name, more, found in (("direct", {}, 0.434), ("effective", effective, 0.45)):
+        made = grid(
+            tmp_path / name, record("snip", 0.5, 0, mask=far, **more),
+            record("hts", 0.5, 0, mask=rounded, **more),
+            record("none", 0.0, 0, mask={"effective_sparsity": 0.1}, **more),
+        )  # fmt: skip
+        column = made.column_label((0.5,))
+        told = [line for line in remarks(made) if line.startswith("not the sparsity")]
+        assert told == [f"not the sparsity asked for: snip, {column}: {found:.6f} reached"]
+        cells = cell_frame(made).set_index("row")["sparsity_reached"]
+        assert cells["snip"] == found
 
 
 def test_a_hostile_name_stays_in_its_cell(tmp_path: Path) -> None:
@@ -84,6 +113,14 @@ def test_no_text_in_a_csv_file_is_a_formula(text: str, shown: str, tmp_path: Pat
         odd = {cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t"))}
         assert odd and odd <= {"-1.5", "-0.25", "-0.5", "-0.25 -0.25"}
         assert shown in lines[0] or name == "table.csv"
+
+
+def test_runs_that_were_not_chosen_say_so(tmp_path: Path) -> None:
+    collection = collect(write(tmp_path, record("snip", 0.9), record("snip", 0.98)))
+    made = build_grid(collection, Layout(where={"sparsity": 0.9}))
+    lines = run_frame(collection, made).set_index("config.sparsity")["left_out"]
+    assert lines[0.98] == "not selected by --where"
+    assert lines.isna()[0.9]
 
 
 def script(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
