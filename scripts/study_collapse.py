@@ -11,6 +11,7 @@ import sys
 
 from studies.collapse import count_table, measure, onset_table
 from studies.command import check_sparsities, parser, write_tables
+from studies.stored import completed
 
 from pai.errors import ConfigError
 from pai.reports.extra import require
@@ -30,12 +31,13 @@ def main() -> None:
         if arguments.figure_at not in arguments.sparsities:
             raise ConfigError(f"--figure-at: {arguments.figure_at:g} is not among --sparsities")
         require("matplotlib")
-        rows, onsets = measure(arguments.runs, arguments.sparsities)
+        stored = completed(arguments.runs)
+        rows, onsets = measure(stored, arguments.sparsities)
     except ConfigError as error:
         sys.exit(f"study error: {error}")
     from studies.collapse_figure import write_figure
 
-    write_tables([onset_table(rows, onsets), count_table(rows)], out)
+    write_tables([onset_table(rows, onsets), count_table(rows)], stored.left_out, out)
     write_figure(rows, arguments.figure_at, out / "collapse.png")
 
 

@@ -62,12 +62,12 @@ def main() -> None:
     try:
         check_sparsities(arguments.sparsities)
         require("matplotlib")
-        runs, layers = completed(arguments.runs)
-        found = agreements(runs, layers, arguments.sparsities)
-        tables = [default_table(found), curve_table(found), accuracy_table(runs)]
+        stored = completed(arguments.runs)
+        found = agreements(stored, arguments.sparsities)
+        tables = [default_table(found), curve_table(found), accuracy_table(stored.runs)]
     except ConfigError as error:
         sys.exit(f"study error: {error}")
-    write_tables(tables, out)
+    write_tables(tables, stored.left_out, out)
     write_figure(found, out / "seeds.png")
 
 

@@ -9,6 +9,7 @@ is measured: scripts/studies/tasks.py.
 import sys
 
 from studies.command import parser, write_tables
+from studies.stored import completed
 from studies.tasks import correlation_table, metric_table, read
 
 from pai.errors import ConfigError
@@ -21,11 +22,12 @@ def main() -> None:
     arguments = made.parse_args()
     out = arguments.out or arguments.runs
     try:
-        tasks = read(arguments.runs)
+        stored = completed(arguments.runs)
+        tasks = read(stored.runs)
         tables = [correlation_table(tasks), metric_table(tasks, arguments.reference)]
     except ConfigError as error:
         sys.exit(f"study error: {error}")
-    write_tables(tables, out)
+    write_tables(tables, stored.left_out, out)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import torch
 from tiny import CHECKOUT, plan
 from torch import nn
 
+from pai.errors import ConfigError
 from pai.masking.effective import Connectivity
 from pai.masking.mask import load_mask
 from pai.masking.select import select
@@ -98,11 +99,61 @@ def test_masks_from_stored_scores_are_those_of_runs_at_their_sparsities(tmp_path
 
     for sparsity in (0.9, 0.98):
         tiny_run(tmp_path / str(sparsity), "snip", "training.epochs=0", f"sparsity={sparsity}")
-    runs, layers = completed(tmp_path)
-    found = dict(masks(runs[0], layers[str(runs[0].folder)], (0.9, 0.98)))
-    for sparsity, mask in found.items():
+    found = completed(tmp_path)
+    made = dict(masks(found.runs[0], found.layers[str(found.runs[0].folder)], (0.9, 0.98)))
+    for sparsity, mask in made.items():
         stored = load_mask(tmp_path / str(sparsity) / "mask.safetensors")
         assert all(torch.equal(mask[name], stored[name]) for name in stored)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("sanity=shuffle",), r"its mask is not the one that its scores give at sparsity=0.9"),
+        (("sparsity_is=effective",), r"sparsity_is=effective; which masks follow"),
+    ],
+)  # fmt: skip
+def test_masks_that_do_not_follow_from_the_scores_are_refused(
+    tmp_path: Path, options: tuple[str, ...], words: str
+) -> None:
+    from studies.stored import completed, masks
+
+    tiny_run(tmp_path, "snip", "training.epochs=1", *options)
+    found = completed(tmp_path)
+    with pytest.raises(ConfigError, match=words):
+        list(masks(found.runs[0], found.layers[str(found.runs[0].folder)], (0.9, 0.98)))
+
+
+def test_of_several_rounds_there_is_the_runs_own_mask(tmp_path: Path) -> None:
+    from studies.stored import completed, masks
+
+    rounds = ("baseline=lottery_ticket", "baseline.rounds=2", "baseline.rewind_step=0")
+    tiny_run(tmp_path, "snip", "training.epochs=1", *rounds)
+    found = completed(tmp_path)
+    made = dict(masks(found.runs[0], found.layers[str(tmp_path)], (0.5, 0.98)))
+    assert set(made) == {0.9}
+
+
+def test_copies_count_once_and_what_is_left_out_is_told(tmp_path: Path) -> None:
+    from studies.command import write_tables
+    from studies.stored import completed
+    from sweep_records import record, write
+
+    runs = [record("snip", seed=0), record("snip", seed=0), record("snip", seed=1),
+            record("hts", seed=0), record("hts", seed=0, accuracy=0.7),
+            record("hts", seed=1, status="failed", error="boom")]  # fmt: skip
+    found = completed(write(tmp_path, *runs))
+    assert [run.folder.name for run in found.runs] == ["run0", "run2"]
+    write_tables(["| a |"], found.left_out, tmp_path)
+    lines = (tmp_path / "tables.md").read_text().splitlines()
+    assert lines[:2] == ["| a |", ""]
+    assert [line.split("/")[-1] for line in lines[2:4]] == [
+        "run5: failed: boom",
+        "run0, same result",
+    ]
+    assert len(lines) == 6
+    with pytest.raises(ConfigError, match="no completed run"):
+        completed(write(tmp_path / "other", record(status="running")))
 
 
 def test_the_interval_of_pairs_resamples_seeds() -> None:
@@ -139,7 +190,7 @@ def test_the_study_of_seeds_tells_the_kinds_of_seeds_apart(
 
     runs = study(tmp_path / "runs")
     assert called(monkeypatch, "study_seeds", str(runs), "--out", str(tmp_path / "out")) == 0
-    made = agreements(*completed(runs), [0.9])
+    made = agreements(completed(runs), [0.9])
     found = {(a.part, a.scorer, *a.options.values()): a for a in made}
     assert found["probes", "snip"].iou.mean == 1.0  # snip draws nothing
     assert found["probes", "snip"].distance.mean == 0.0
@@ -149,6 +200,39 @@ def test_the_study_of_seeds_tells_the_kinds_of_seeds_apart(
     assert "| probes | snip | 0.9 | 2 | 1.000 (1.000-1.000) |" in text
     assert "| data | snip | 2 | " in text
     assert (tmp_path / "out" / "seeds.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"config": {"seeds": {"data": 1}, "training": {"epochs": 9}}}, r"training\.epochs: "),
+        ({"config": {"seeds": {"data": 1}}, "sparsity": 0.98}, r"sparsity: "),
+        ({"config": {"seeds": {"data": 1}}, "seed": 5}, r"seed: the runs have 0, 5; only one"),
+    ],
+)
+def test_accuracies_of_seeds_are_of_one_setting(
+    tmp_path: Path, other: dict[str, Any], words: str
+) -> None:
+    from studies.seeds import accuracy_table
+    from studies.stored import completed
+    from sweep_records import record, write
+
+    usual: dict[str, Any] = {"config": {"seeds": {"data": 0}}}
+    write(tmp_path, record("snip", **usual), record("snip", **other))
+    with pytest.raises(ConfigError, match=words):
+        accuracy_table(completed(tmp_path).runs)
+
+
+def test_the_study_of_collapse_is_of_one_setting(tmp_path: Path) -> None:
+    from studies.collapse import measure
+    from studies.stored import completed
+    from sweep_records import record, write
+
+    write(tmp_path / "epochs", record("snip"), record("snip", config={"training": {"epochs": 9}}))
+    write(tmp_path / "sparsity", record("snip", 0.9), record("snip", 0.98))
+    for key in ("epochs", "sparsity"):
+        with pytest.raises(ConfigError, match=f"{key}: runs of .*; runs of another setting belong"):
+            measure(completed(tmp_path / key), [0.9])
 
 
 def test_the_study_of_collapse_reads_scores_and_masks_of_rounds(
@@ -208,6 +292,7 @@ def test_the_study_of_tasks_reads_runs_of_several_data_sets(
 
     def text(scorer: str, seed: int, perplexity: float) -> Any:
         return record(scorer, 0.9, seed, 0.3, choices={"dataset": "text"},
+                      config={"dataset": {"_target_": "pai.data.text.Text"}},
                       metrics={"test_perplexity": perplexity})  # fmt: skip
 
     for seed in (0, 1):
@@ -222,3 +307,6 @@ def test_the_study_of_tasks_reads_runs_of_several_data_sets(
     assert "| dense | 2 | 90.00 | 0.00 |  |" in lines
     told = called(monkeypatch, "study_tasks", str(tmp_path), "--reference", "gts")
     assert told == "study error: digits at 0.9: no runs of scorer=gts"
+    write(tmp_path, record("snip", 0.9, 2, 0.1, config={"training": {"epochs": 0}}))
+    told = called(monkeypatch, "study_tasks", str(tmp_path))
+    assert "training.epochs: runs of one table differ in it: 0 in 1 run" in str(told)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from torch import Tensor
@@ -10,7 +9,9 @@ from torch import Tensor
 from pai.masking.effective import Connectivity
 from pai.plan import prepare
 from pai.reports.collect import Run
-from studies.stored import completed, masks, scheduled, stored_scores
+from studies.stored import Stored, check_one_study, masks, scheduled, stored_scores
+
+VARIED = ("model", "warmup", "scorer")
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,15 @@ def subject_of(run: Run) -> tuple[str, str, str]:
     return run.choice("model"), run.choice("warmup"), run.choice("scorer")
 
 
-def measure(folder: Path, sparsities: Sequence[float]) -> tuple[list[Row], list[Onset]]:
+def measure(stored: Stored, sparsities: Sequence[float]) -> tuple[list[Row], list[Onset]]:
     """Return a row per run and sparsity, and the first empty layer of each one-shot run.
 
     Raises:
-        ConfigError: no run is completed, or scores are not stored.
+        ConfigError: runs differ in more than the study varies, or scores are not stored.
     """
-    runs, layers = completed(folder)
+    runs, layers = stored.runs, stored.layers
+    check_one_study([run for run in runs if not scheduled(run)], VARIED)
+    check_one_study(runs, (*VARIED, "sparsity"))
     rows, onsets = [], []
     for model in dict.fromkeys(run.choice("model") for run in runs):
         of_model = [run for run in runs if run.choice("model") == model]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pai.errors import ConfigError
 from pai.records import write_bytes_atomically
+from pai.reports.collect import LeftOut
 
 TABLES_FILE = "tables.md"
 
@@ -24,9 +25,13 @@ def check_sparsities(sparsities: Sequence[float]) -> None:
         raise ConfigError("--sparsities: each must be at least 0 and below 1")
 
 
-def write_tables(tables: Sequence[str], out: Path) -> None:
-    """Write the Markdown tables into ``out``, which is made if needed, and print them."""
+def write_tables(tables: Sequence[str], left_out: Sequence[LeftOut], out: Path) -> None:
+    """Write the Markdown tables into ``out``, which is made if needed, and print them.
+
+    Below them stands which runs are left out, and why.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    text = "\n\n".join(tables) + "\n"
+    told = [f"- left out: {each.folder}: {each.reason}" for each in left_out]
+    text = "\n\n".join([*tables, *(["\n".join(told)] if told else [])]) + "\n"
     write_bytes_atomically(out / TABLES_FILE, text.encode())
     print(text)

@@ -12,9 +12,11 @@ from pai.errors import ConfigError
 from pai.reports.collect import Run
 from pai.reports.compare import Pair, compare
 from studies.interval import Interval
-from studies.stored import masks
+from studies.stored import METRIC, SEEDS, Stored, check_one_study, masks
 
 PARTS = ("initialization", "data", "probes")
+VARIED = ("scorer", *SEEDS)
+OPTIONS = ("scorer.num_probes", "scorer.num_draws", "scorer.batch_size")
 _TAIL = 0.025
 _EXACT, _RESAMPLES = 6, 20_000
 
@@ -84,13 +86,23 @@ def varied(run: Run) -> tuple[str, int]:
 def options(run: Run) -> dict[str, int]:
     """Return the numbers of probes or draws, and of samples per probe, where there are any."""
     scorer = run.part("config")["scorer"]
-    return {key: scorer[key] for key in ("num_probes", "num_draws", "batch_size") if key in scorer}
+    names = (key.removeprefix("scorer.") for key in OPTIONS)
+    return {name: scorer[name] for name in names if name in scorer}
 
 
-def agreements(
-    runs: Iterable[Run], layers: Mapping[str, Sequence[str]], sparsities: Sequence[float]
-) -> list[Agreement]:
-    """Return how alike the masks are, of every setting of :func:`completed` runs.
+def _check(runs: Sequence[Run], keys: Sequence[str] = ()) -> None:
+    """Check that ``runs`` differ in nothing but scorer, kinds of seeds and ``keys``."""
+    check_one_study(runs, (*VARIED, *keys))
+    seeds = sorted({run.seed for run in runs})
+    if len(seeds) > 1:
+        raise ConfigError(
+            f"seed: the runs have {', '.join(map(str, seeds))}; only one of "
+            f"seeds.{'|'.join(PARTS)} may vary"
+        )
+
+
+def agreements(stored: Stored, sparsities: Sequence[float]) -> list[Agreement]:
+    """Return how alike the masks are, of every setting of the runs.
 
     Training changes no mask, so runs of a setting that were trained and runs that were not belong
     together. Of runs with several rounds there are only masks of their own sparsity.
@@ -98,16 +110,19 @@ def agreements(
     Raises:
         ConfigError: runs are missing or of another study.
     """
+    _check(stored.runs, (*OPTIONS, "sparsity", "training.epochs"))
     groups: dict[tuple[str, str, str], dict[int, Run]] = {}
-    for run in runs:
+    for run in stored.runs:
         part, seed = varied(run)
         key = (part, run.choice("scorer"), json.dumps(options(run)))
-        groups.setdefault(key, {})[seed] = run
+        groups.setdefault(key, {}).setdefault(seed, run)
     found = []
     for (part, scorer, text), by_seed in groups.items():
         if len(by_seed) < 2:
             continue
-        made = [dict(masks(run, layers[str(run.folder)], sparsities)) for run in by_seed.values()]
+        made = [
+            dict(masks(run, stored.layers[str(run.folder)], sparsities)) for run in by_seed.values()
+        ]
         for sparsity in sorted(set.intersection(*(set(mask) for mask in made))):
             named = {
                 str(i): {name: keep.numpy() for name, keep in mask[sparsity].items()}
@@ -191,14 +206,16 @@ def accuracy_table(runs: Iterable[Run]) -> str:
     """Return Markdown: test accuracy in percent over each kind of seed, of the trained runs.
 
     Raises:
-        ConfigError: a run varies no kind of seed.
+        ConfigError: a run varies no kind of seed, or trained runs differ in more than that and the
+            scorer.
     """
+    trained = [run for run in runs if run.value("training.epochs") > 0]
+    _check(trained)
     groups: dict[tuple[str, str], list[float]] = {}
-    for run in runs:
-        accuracy = run.metric("test_accuracy")
-        if run.value("training.epochs") > 0 and accuracy is not None:
-            key = (varied(run)[0], run.choice("scorer"))
-            groups.setdefault(key, []).append(100 * accuracy)
+    for run in trained:
+        accuracy = run.metric(METRIC)
+        assert accuracy is not None, "completed runs have it"
+        groups.setdefault((varied(run)[0], run.choice("scorer")), []).append(100 * accuracy)
     lines = [
         "| varied | scorer | n | test accuracy, % | standard deviation | range |",
         "|" + "---|" * 6,

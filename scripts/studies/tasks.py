@@ -4,16 +4,18 @@ import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from pai.errors import ConfigError
-from pai.reports.collect import Run, collect
+from pai.metrics import kind_of
+from pai.reports.collect import Run
 from pai.reports.ties import lower_end
 from studies.interval import Interval
+from studies.stored import check_one_study
 
 DENSE = "none"
+VARIED = ("scorer", "sparsity")
 _TAIL = 0.025
 Values = dict[str, dict[int, float]]
 """The metric by scorer and seed."""
@@ -26,18 +28,24 @@ class Metric:
     Attributes:
         key: of ``metrics`` in the record.
         words: the head of the column.
-        factor: shown is the value times this.
-        good: 1 if high is good, -1 if low is.
     """
 
     key: str
     words: str
-    factor: float
-    good: int
+
+    @property
+    def factor(self) -> float:
+        """Shown is the value times this."""
+        return kind_of(self.key).scale
+
+    @property
+    def good(self) -> int:
+        """Return 1 if high is good, -1 if low is."""
+        return -1 if kind_of(self.key).lower_is_better else 1
 
 
-ACCURACY = Metric("test_accuracy", "test accuracy, %", 100.0, 1)
-PERPLEXITY = Metric("test_perplexity", "test perplexity", 1.0, -1)
+ACCURACY = Metric("test_accuracy", "test accuracy, %")
+PERPLEXITY = Metric("test_perplexity", "test perplexity")
 
 
 @dataclass(frozen=True)
@@ -64,34 +72,43 @@ class Task:
         return sorted(set.intersection(*(set(own) for own in self.values.values())))
 
 
-def read(folder: Path) -> list[Task]:
-    """Return the tasks whose completed runs are below ``folder``, by data set and sparsity.
+def read(runs: Sequence[Run]) -> list[Task]:
+    """Return the tasks of completed runs, by data set and sparsity.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: runs on one data set differ in more than scorer, sparsity and seed, a metric is
+            not finite, or nothing is pruned.
     """
+    for name in dict.fromkeys(run.choice("dataset") for run in runs):
+        check_one_study([run for run in runs if run.choice("dataset") == name], VARIED)
     found: dict[tuple[str, float], Values] = {}
     dense: dict[str, dict[int, float]] = {}
     metrics: dict[str, Metric] = {}
-    for run in collect(folder).runs:
-        if run.record["status"] != "completed":
-            continue
+    for run in runs:
         name = run.choice("dataset")
         metric = metrics.setdefault(name, _metric(run))
         value = run.metric(metric.key)
         if value is None:
             raise ConfigError(f"{run.folder}: no finite {metric.key}")
         if run.choice("scorer") == DENSE:
-            dense.setdefault(name, {})[run.seed] = value
+            _put(dense.setdefault(name, {}), run, value)
         else:
             values = found.setdefault((name, float(run.value("sparsity"))), {})
-            values.setdefault(run.choice("scorer"), {})[run.seed] = value
+            _put(values.setdefault(run.choice("scorer"), {}), run, value)
     if not found:
-        raise ConfigError(f"{folder}: no completed run")
+        raise ConfigError("no completed run of a scorer that prunes")
     return [
         Task(name, sparsity, metrics[name], values, dense.get(name, {}))
         for (name, sparsity), values in sorted(found.items())
     ]
+
+
+def _put(values: dict[int, float], run: Run, value: float) -> None:
+    if values.setdefault(run.seed, value) != value:
+        raise ConfigError(
+            f"{run.folder}: another result than that of a run with the same scorer and seed "
+            f"({value:g}, {values[run.seed]:g})"
+        )
 
 
 def _metric(run: Run) -> Metric:
