@@ -28,12 +28,14 @@ from torch import nn
 import pai
 from pai.data.bundle import DataSpec
 from pai.errors import ConfigError
+from pai.export.compact import ConstantOutput, PlusMap
 from pai.flops import forward_cost
 from pai.identity import completed
 from pai.output import MODEL_FILE
 from pai.plan import prepare
 from pai.records import read_run, write_bytes_atomically
 
+EXPORTED_FILE = "compact.pt2"
 TOLERANCE = 1e-4  # relative to the largest output; float32 rounding is some 1e-6
 
 
@@ -116,6 +118,16 @@ def channels(model: nn.Module) -> int:
     return sum(m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d))
 
 
+def constants(model: nn.Module) -> int:
+    """Return how many numbers a compacted network adds or gives that are no parameters.
+
+    They stand for channels that are constant but not the same everywhere: maps of the size of a
+    layer's output.
+    """
+    maps = (m for m in model.modules() if isinstance(m, PlusMap | ConstantOutput))
+    return sum(held.numel() for m in maps for held in m.buffers(recurse=False))
+
+
 def examine(
     run_dir: Path, out: Path, batch_size: int, seconds: float, *, onnx: bool
 ) -> dict[str, Any]:
@@ -145,6 +157,7 @@ def examine(
         "largest_deviation": deviation,
         "channels": [channels(network) for network in (model, small)],
         "parameters": [cost.parameters_dense for cost in costs],
+        "constants": constants(small),
         "forward_flops": [cost.forward_flops_dense for cost in costs],
         "batch_size": batch_size,
         "forward_s": [statistics.median(taken) for taken in (times[0], times[2])],
@@ -154,7 +167,8 @@ def examine(
         "timed_pairs": len(ratios),
         "model_bytes": (run_dir / MODEL_FILE).stat().st_size,
         "sparse_bytes": pai.save_sparse(model, out / "sparse.safetensors"),
-        "exported_deviation": export(small, inputs, out / "compact.pt2"),
+        "exported_deviation": export(small, inputs, out / EXPORTED_FILE),
+        "exported_bytes": (out / EXPORTED_FILE).stat().st_size,
     }
     if onnx:
         report["onnx_deviation"] = export_onnx(small, inputs, out / "compact.onnx")
@@ -173,13 +187,15 @@ def describe(report: dict[str, Any]) -> str:
             f"outputs     differ by at most {report['largest_deviation']:.1e}; the largest is "
             f"{report['largest_output']:.3g}",
             f"channels    {wide:,} -> {narrow:,} of convolutions ({wide - narrow:,} removed)",
-            f"parameters  {before:,} -> {after:,} ({after / before:.1%})",
+            f"parameters  {before:,} -> {after:,} ({after / before:.1%})"
+            + f" + {report['constants']:,} constants" * bool(report["constants"]),
             f"MFLOPs      {flops / 1e6:,.2f} -> {fewer / 1e6:,.2f} per image ({fewer / flops:.1%})",
             f"time        {slow} -> {fast} microseconds per image",
             f"speed-up    {report['speed_up']:.2f} (quartiles {low:.2f} to {high:.2f}, "
             f"{report['timed_pairs']} pairs of forward passes of {images} images); "
             f"{report['speed_up_rewritten']:.2f} if no channel is removed",
-            f"bytes       {report['model_bytes']:,} -> {report['sparse_bytes']:,} without zeros",
+            f"bytes       {report['model_bytes']:,} -> {report['sparse_bytes']:,} without zeros, "
+            f"{report['exported_bytes']:,} exported (with code)",
             f"exported    outputs differ by at most {report['exported_deviation']:.1e}",
             *(
                 f"ONNX        outputs differ by at most {found:.1e} in onnxruntime"

@@ -319,8 +319,33 @@ def test_the_script_compacts_a_run(tmp_path: Path) -> None:
     assert report["exported_deviation"] < 1e-5
     assert report["channels"][1] < report["channels"][0]
     assert "speed-up" in done.stdout and "microseconds per image" in done.stdout
+    size = (run_dir / "compact" / "compact.pt2").stat().st_size
+    assert report["exported_bytes"] == size
+    assert f"{size:,} exported" in done.stdout
+    assert report["constants"] > 0
+    assert f" + {report['constants']:,} constants" in done.stdout
     missing = python(path, str(tmp_path), cwd=tmp_path)
     assert missing.returncode == 1 and "holds no completed run" in missing.stderr
+
+
+def test_constants_that_are_no_parameters_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(5, 2, 1),
+    )  # fmt: skip
+    first, second, _ = (layer for layer in model if isinstance(layer, nn.Conv2d))
+    for layer in (first, second):
+        assert layer.bias is not None
+        nn.init.ones_(layer.bias)
+    with torch.no_grad():
+        first.weight[1].zero_()  # a constant, which zero padding makes differ at the borders
+    count = script(monkeypatch).constants
+    assert count(model) == 0
+    assert count(pai.compact(model, torch.zeros(1, 1, 6, 7))) == 5 * 6 * 7
+    with torch.no_grad():
+        first.weight.zero_()
+    small = pai.compact(model, torch.zeros(1, 1, 6, 7))
+    assert count(small) == sum(buffer.numel() for buffer in small.buffers()) > 0
 
 
 def script(monkeypatch: pytest.MonkeyPatch) -> Any:
