@@ -33,6 +33,8 @@ def main() -> None:
         require("matplotlib")
         stored = completed(arguments.runs)
         rows, onsets = measure(stored, arguments.sparsities)
+        if all(row.sparsity != arguments.figure_at for row in rows):
+            raise ConfigError(f"--figure-at: no run has a mask of {arguments.figure_at:g}")
     except ConfigError as error:
         sys.exit(f"study error: {error}")
     from studies.collapse_figure import write_figure

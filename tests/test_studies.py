@@ -252,6 +252,9 @@ def test_the_study_of_collapse_reads_scores_and_masks_of_rounds(
     assert (tmp_path / "collapse.png").read_bytes().startswith(b"\x89PNG")
     told = called(monkeypatch, "study_collapse", str(tmp_path), "--sparsities", "0.9")
     assert told == "study error: --figure-at: 0.99 is not among --sparsities"
+    few = ("--sparsities", "0.9", "0.99", "--figure-at", "0.9")
+    told = called(monkeypatch, "study_collapse", str(tmp_path / "many"), *few)
+    assert told == "study error: --figure-at: no run has a mask of 0.9"
     (tmp_path / "one" / "scores.safetensors").unlink()
     assert "run with scoring.save_scores=true" in str(
         called(monkeypatch, "study_collapse", str(tmp_path), *grid)
