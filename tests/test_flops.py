@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -121,6 +122,77 @@ def test_packed_projections_of_torchs_attention_are_masked() -> None:
     assert cost.forward_flops_dense == packed + projected + attention
     kept = packed * share(mask["attention.in_proj_weight"])
     assert cost.forward_flops_masked == round(kept + projected + attention)
+
+
+class Calls(nn.Module):
+    """Does something with a layer or parameter, for the tests below."""
+
+    def __init__(self, held: Any, does: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.held, self._does = held, does
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._does(self.held, x)
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_are_the_products_they_consist_of(layer: Any) -> None:
+    steps, width, inner = 9, 5, 6
+    gates = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}[layer]
+    model = Calls(layer(width, inner, batch_first=True), lambda held, x: held(x)[0])
+    mask = keep_share(model, ["held.weight_hh_l0"])
+    before = torch.backends.mkldnn.enabled
+    cost = forward_cost(model, mask, torch.randn(2, steps, width))
+    assert torch.backends.mkldnn.enabled == before
+    into, again = (2 * steps * gates * inner * size for size in (width, inner))
+    assert cost.forward_flops_dense == into + again
+    assert cost.forward_flops_masked == round(into + again * share(mask["held.weight_hh_l0"]))
+    assert cost.uncounted == []
+
+
+def test_bilinear_layers_are_counted() -> None:
+    model = Calls(nn.Bilinear(4, 7, 3), lambda held, x: held(x[:, :4], x))
+    mask = keep_share(model, ["held.weight"])
+    cost = forward_cost(model, mask, torch.randn(2, 7))
+    assert cost.forward_flops_dense == 2 * 3 * (4 * 7 + 4)
+    assert cost.forward_flops_masked == round(2 * 3 * 32 * share(mask["held.weight"]))
+
+
+def test_matrices_of_operations_without_a_formula_are_named() -> None:
+    def distance(held: Any, x: Tensor) -> Tensor:
+        first, table, norm, weight = held["layer"], held["table"], held["norm"], held["weight"]
+        return torch.cdist(norm(first(x) + table.weight[:1]), weight.weight, p=1)
+
+    held = nn.ModuleDict({"layer": nn.Linear(5, 7), "table": nn.Embedding(4, 7),
+                          "norm": nn.LayerNorm(7), "weight": nn.Embedding(3, 7)})  # fmt: skip
+    model = Calls(held, distance)
+    cost = forward_cost(model, {}, torch.randn(2, 5))
+    assert cost.forward_flops_dense == 2 * 35
+    assert cost.uncounted == ["held.weight.weight"]
+
+
+def test_parts_of_one_memory_have_their_own_density() -> None:
+    model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
+    flat = nn.utils.parameters_to_vector(model.parameters())
+    nn.utils.vector_to_parameters(flat, model.parameters())
+    mask = {"0.weight": torch.zeros(7, 5, dtype=torch.bool),
+            "2.weight": torch.ones(3, 7, dtype=torch.bool)}  # fmt: skip
+    cost = forward_cost(model, mask, torch.randn(1, 5))
+    assert (cost.forward_flops_dense, cost.forward_flops_masked) == (2 * (35 + 21), 2 * 21)
+
+
+def test_the_queries_of_cross_attention_have_the_density_of_their_rows() -> None:
+    width, asked, given = 8, 2, 50
+    queries = torch.randn(1, asked, width)
+    attention = nn.MultiheadAttention(width, 1, batch_first=True, bias=False)
+    model = Calls(attention, lambda held, x: held(queries, x, x, need_weights=False)[0])
+    rows = torch.zeros(3 * width, width, dtype=torch.bool)
+    rows[:width] = True  # those that make the queries
+    cost = forward_cost(model, {"held.in_proj_weight": rows}, torch.randn(1, given, width))
+    made, out = 2 * asked * width * width, 2 * asked * width * width
+    products = 2 * (2 * asked * given * width)
+    assert cost.forward_flops_dense == made + 2 * (2 * given * width * width) + products + out
+    assert cost.forward_flops_masked == made + products + out
 
 
 def test_counting_changes_nothing() -> None:

@@ -28,6 +28,9 @@ def summarise(record: Mapping[str, Any], run_dir: Path) -> str:
         f"{cost['forward_flops_dense'] / 1e6:,.2f} MFLOPs per forward pass of one sample, if zeros "
         f"cost nothing"
     )
+    if cost.get("uncounted"):  # older records lack it
+        names = ", ".join(cost["uncounted"])
+        lines.append(f"WARNING    MORE FLOPS: there is no formula for what is done with {names}")
     spent = record.get("baseline") or {}
     if spent.get("steps"):
         lines.append(

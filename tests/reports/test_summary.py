@@ -68,6 +68,11 @@ def test_the_cost_is_in_million_operations() -> None:
     assert "123.46 of 1,112.00 MFLOPs" in found
 
 
+def test_operations_without_a_formula_are_told() -> None:
+    text = summarise(record(cost=record()["cost"] | {"uncounted": ["a.weight"]}), FOLDER)
+    assert "no formula for what is done with a.weight" in line(text, "WARNING")
+
+
 def test_accuracies_are_percentages_of_the_last_and_the_best_epoch() -> None:
     found = line(summarise(record(), FOLDER), "accuracy")
     for words in ("test 81.23%", "80.00% at the best validation epoch (2)", "validation 79.00%"):
