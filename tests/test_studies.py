@@ -89,6 +89,9 @@ def test_the_tables_of_collapse_say_where_it_begins() -> None:
     subject = ("net", "none", "synflow")
     exact = [Onset(subject, seed, "b.weight", s) for seed, s in ((0, 0.95), (1, 0.9))]
     assert "| `b` | 0.9000-0.9500 |" in onset_table(rows, exact)
+    late = [Onset(subject, seed, "b.weight", s) for seed, s in ((0, 0.99996), (1, 1.0))]
+    assert "| `b` | 0.99996-never |" in onset_table(rows, late)
+    assert "|  | never |" in onset_table(rows, late[1:])
     assert count_table(rows).splitlines()[2] == (
         "| net | none | synflow | 2 | 0.0 | 0.5 (cut: 1 of 2) |"
     )

@@ -9,6 +9,7 @@ from torch import Tensor
 from pai.masking.effective import Connectivity
 from pai.plan import prepare
 from pai.reports.collect import Run
+from pai.reports.numbers import share
 from studies.stored import Stored, check_one_study, masks, scheduled, stored_scores
 
 VARIED = ("model", "warmup", "scorer")
@@ -135,7 +136,8 @@ def onset_table(rows: Sequence[Row], onsets: Sequence[Onset]) -> str:
         own = [row for row in rows if row.subject == subject]
         found = [onset for onset in onsets if onset.subject == subject]
         if found:
-            layers, span = _names(o.layer for o in found), _span([o.sparsity for o in found])
+            layers = _names(o.layer for o in found if o.sparsity < 1)
+            span = _span([o.sparsity for o in found])
         else:
             layers, span = _first_on_grid(own)
         lines.append("| " + " | ".join([*subject, layers, span, _cut(own)]) + " |")
@@ -169,7 +171,9 @@ def _names(layers: Iterator[str]) -> str:
 
 
 def _span(values: Sequence[float]) -> str:
-    low, high = f"{min(values):.4f}", f"{max(values):.4f}"
+    """Return the smallest and the largest onset; 1 is never, and nothing below it is shown as 1."""
+    ends = (min(values), max(values))
+    low, high = ("never" if value == 1 else share(value, 4) for value in ends)
     return low if low == high else f"{low}-{high}"
 
 
