@@ -6,17 +6,19 @@ signature, so that a new component needs no schema of its own. The format is Hyd
 which Hydra's own ``instantiate`` cannot restrict, and every error carries the key it belongs to.
 """
 
+import difflib
 import functools
 import importlib
 import inspect
 import typing
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from pai.errors import ConfigError, nearest
-from pai.trust import distrust, trusted_packages
+from pai.errors import ConfigError, nearest, told
+from pai.trust import distrust, own_components, trusted_packages
 
 STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 _MARKERS = ("_target_", "_partial_")
@@ -33,7 +35,7 @@ def build(key: str, node: Mapping[str, Any]) -> Any:
 
     Raises:
         ConfigError: the options do not fit the signature, or the target finds a value out of
-            range (its ``ValueError``); the key is named.
+            range (its ``ValueError``), or it is somebody else's and fails; the key is named.
     """
     faults = component_faults(key, node)
     if faults:
@@ -52,6 +54,10 @@ def build(key: str, node: Mapping[str, Any]) -> Any:
         raise
     except ValueError as error:
         raise ConfigError(f"{key}: {error}") from error
+    except Exception as error:
+        if node["_target_"] in own_components():  # a fault of ours: with its traceback
+            raise
+        raise ConfigError(f"{key}: {node['_target_']} fails: {told(error)}") from error
 
 
 def component_faults(
@@ -62,12 +68,13 @@ def component_faults(
     Args:
         key: where the node stands, for the phrases.
         node: the component.
-        supplied: parameters that are given later and so are no options.
+        supplied: parameters that are given later and so are no options. If there are any, the node
+            must give the others that have no default, also with ``_partial_``.
     """
     if not is_component(node):
         return [f"{key}: has no _target_, the class or function it stands for"]
     try:
-        target = locate(f"{key}._target_", node["_target_"])
+        parameters, hints = _signature(f"{key}._target_", node["_target_"])
     except ConfigError as error:
         return [str(error)]
     partial = node.get("_partial_", False)
@@ -75,23 +82,21 @@ def component_faults(
         return [f"{key}._partial_: {partial!r} should be true or false"]
     options = {name: value for name, value in node.items() if name not in _MARKERS}
     fields: dict[str, Any] = {}
-    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     config, faults = STRICT, []
-    for name, parameter in inspect.signature(target).parameters.items():
+    for name, parameter in parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             config = ConfigDict(**{**STRICT, "extra": "allow"})
         if name in supplied or parameter.kind in _COLLECTING:
             continue
-        optional = partial or parameter.default is not inspect.Parameter.empty
+        later = partial and not supplied
+        optional = later or parameter.default is not inspect.Parameter.empty
         hint = hints.get(name, Any)
         if is_component(options.get(name)):
             hint = Any
         elif getattr(hint, "_is_protocol", False):
             hint = Any
             if name in options:
-                faults.append(
-                    f"{key}.{name}: {options[name]!r} is no component, a node with a _target_"
-                )
+                faults.append(_plain_fault(f"{key}.{name}", options[name], hints[name]))
         # An alias, because pydantic has uses of its own for names such as "schema" and "copy".
         field = Field(None if optional else ..., alias=name)
         fields[f"option_{len(fields)}"] = (hint, field)
@@ -100,6 +105,43 @@ def component_faults(
         if is_component(value):
             faults += component_faults(f"{key}.{name}", value)
     return faults
+
+
+def _plain_fault(key: str, value: Any, protocol: type) -> str:
+    """Say that a component is needed at ``key``, and what to write for one that has this name."""
+    says = f"{key}: {value!r} is no component, a node with a _target_"
+    paths = {
+        path.rpartition(".")[2].lower(): path
+        for path in own_components()
+        if path.startswith(f"{protocol.__module__}.")
+    }
+    found = difflib.get_close_matches(str(value).lower(), paths, n=1)
+    if not found:
+        return says
+    options = {name: _options(path) for name, path in paths.items()}
+    lacking = sorted({option for others in options.values() for option in others}
+                     - {*options[found[0]]})  # fmt: skip
+    without = f", and ~{key}.OPTION for each of {', '.join(lacking)} that is there"
+    return f"{says}; write {key}._target_={paths[found[0]]}{without if lacking else ''}"
+
+
+def _options(path: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(locate("_target_", path)).parameters
+
+
+def _signature(key: str, path: Any) -> tuple[Mapping[str, inspect.Parameter], Mapping[str, Any]]:
+    """Return the parameters and the type hints of the target at ``path``.
+
+    Raises:
+        ConfigError: it may not be named, is not there, or its hints cannot be read.
+    """
+    target = locate(key, path)
+    try:
+        parameters = inspect.signature(target).parameters
+        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (NameError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"{key}: the signature of {path} cannot be read: {error}") from error
+    return parameters, hints
 
 
 def locate(key: str, path: Any) -> Callable[..., Any]:
@@ -117,15 +159,35 @@ def locate(key: str, path: Any) -> Callable[..., Any]:
     if reason:
         raise ConfigError(f"{key}: {path!r} {reason}")
     module_name, _, attribute = path.rpartition(".")
-    try:
-        target = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError):
-        raise ConfigError(f"{key}: {path!r} cannot be found") from None
+    module = _module(f"{key}: {path!r}", module_name)
+    if not hasattr(module, attribute):
+        hint = nearest(attribute, (name for name in vars(module) if not name.startswith("_")))
+        raise ConfigError(
+            f"{key}: {path!r} cannot be found: {module_name} has no {attribute!r}{hint}"
+        )
+    target = getattr(module, attribute)
     home = getattr(target, "__module__", None)
     trusted = trusted_packages()
     if not callable(target) or not isinstance(home, str) or home.split(".")[0] not in trusted:
         raise ConfigError(f"{key}: {path!r} is not a class or function of a trusted package")
     return typing.cast(Callable[..., Any], target)
+
+
+def _module(what: str, name: str) -> ModuleType:
+    """Import a module of a trusted package; ``what`` begins the message if that fails."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise ConfigError(f"{what} cannot be imported: {told(error)}") from error
+        raise ConfigError(
+            f"{what} cannot be found: there is no module {error.name}; the package has to be "
+            f"installed, or its folder named in PYTHONPATH"
+        ) from error
+    except ValueError as error:  # no name of a module
+        raise ConfigError(f"{what} cannot be found: {error}") from error
+    except Exception as error:
+        raise ConfigError(f"{what} cannot be imported: {told(error)}") from error
 
 
 def model_faults(prefix: str, schema: type[BaseModel], values: Mapping[str, Any]) -> list[str]:
@@ -155,4 +217,7 @@ def _phrase(prefix: str, schema: type[BaseModel], fault: Any) -> str:
     if fault["type"] == "missing":
         return f"{key}: missing; give it a value"
     message = fault["msg"][0].lower() + fault["msg"][1:]
+    meant = schema.model_fields[path].description if path in schema.model_fields else None
+    if meant is not None:
+        message = meant if fault["type"] == "string_pattern_mismatch" else f"{message} ({meant})"
     return f"{key}: {fault['input']!r} is not valid: {message}"

@@ -1,7 +1,10 @@
 """The two ways a run can end badly: the user's mistake (exit 2) and failed work (exit 1)."""
 
 import difflib
+import sysconfig
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class ConfigError(ValueError):
@@ -44,3 +47,24 @@ def nearest(word: str, choices: Iterable[object]) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its class if it has none."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def told(error: BaseException) -> str:
+    """Return class, first line and place of an error in somebody else's code.
+
+    The place is the innermost line of code that is neither installed nor of ``pai``; the message of
+    a ``SyntaxError`` has it already.
+    """
+    text = first_line(error)
+    text = text if text == type(error).__name__ else f"{type(error).__name__}: {text}"
+    installed = (str(Path(__file__).parent), sysconfig.get_path("stdlib"))
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).is_file()
+        and "site-packages" not in Path(frame.filename).parts
+        and not frame.filename.startswith(installed)
+    ]
+    if isinstance(error, SyntaxError) or not own:
+        return text
+    return f"{text} ({own[-1].filename}, line {own[-1].lineno})"

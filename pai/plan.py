@@ -13,7 +13,7 @@ from torch import nn
 from pai.components import build
 from pai.data.task import Dataset, Spec
 from pai.distributed import launched, local_rank
-from pai.errors import ConfigError, first_line
+from pai.errors import ConfigError, first_line, told
 from pai.gpus import own_gpu
 from pai.masking.budgets import Shapes
 from pai.masking.effective import Connectivity
@@ -227,6 +227,25 @@ def _check_scorer(scorer_config: str, model_config: str, spec: Spec) -> None:
     build("scorer", json.loads(scorer_config)).check_network(network, spec.inputs())
 
 
+def _built(build_model: Callable[[], nn.Module], target: str) -> nn.Module:
+    """Return the model of the builder ``target``.
+
+    Raises:
+        ConfigError: it fails, in whatever way, or makes something else.
+    """
+    try:
+        model: object = build_model()
+    except (ValueError, RuntimeError) as error:  # RuntimeError: more memory than there is
+        raise ConfigError(f"model: {first_line(error)}") from error
+    except Exception as error:
+        raise ConfigError(f"model._target_: {target} fails: {told(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"model._target_: {target} returns a {type(model).__name__}, and an nn.Module is needed"
+        )
+    return model
+
+
 @functools.cache
 def _check_model(
     model_config: str, spec: Spec, *, include_classifier: bool, effective: bool
@@ -238,14 +257,13 @@ def _check_model(
     """
     build_model = _model_builder(json.loads(model_config), spec)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        try:
-            model = build_model().eval()
-        except (ValueError, RuntimeError) as error:  # RuntimeError: more memory than there is
-            raise ConfigError(f"model: {first_line(error)}") from error
+        model = _built(build_model, json.loads(model_config)["_target_"]).eval()
         try:
             outputs = model(spec.inputs())
         except (ValueError, RuntimeError, AssertionError, ArithmeticError, IndexError) as error:
             raise ConfigError(f"model: does not fit {spec.says()}: {first_line(error)}") from error
+        except Exception as error:
+            raise ConfigError(f"model: fails on {spec.says()}: {told(error)}") from error
     shape = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
     if shape != spec.outputs():
         raise ConfigError(

@@ -46,19 +46,22 @@ class TopLevel(BaseModel):
     training: dict[str, Any]
     logger: dict[str, Any]
     scoring: Scoring
-    sparsity: float = Field(ge=0, lt=1)
+    sparsity: float = Field(ge=0, lt=1, description="the fraction removed, 0.9 for 90 %")
     sparsity_is: Literal["direct", "effective"]
     scope: str
     include_classifier: bool
     seed: int = Field(ge=0)
     seeds: Seeds | None = None
-    device: str = Field(pattern=r"^(auto|cpu|mps|cuda(:(0|[1-9][0-9]?))?)$")
+    device: str = Field(
+        pattern=r"^(auto|cpu|mps|cuda(:(0|[1-9][0-9]?))?)$",
+        description="it should be auto, cpu, mps, cuda or, of several GPUs, cuda:0, cuda:1, ...",
+    )
 
 
 GROUPS = (
     "dataset", "model", "scorer", "warmup", "schedule", "baseline", "sanity", "training", "logger",
 )  # fmt: skip
-_SUPPLIED_BY_THE_RUN = {
+SUPPLIED_BY_THE_RUN = {
     "model": (
         "num_classes", "in_channels", "image_size", "vocab_size", "context_length",
         "node_features", "edge_index",
@@ -73,6 +76,6 @@ def check_config(config: Mapping[str, Any]) -> None:
         faults = ["model._partial_: has to be true; the run supplies what the data set says"]
     if not faults:
         for group in GROUPS:
-            faults += component_faults(group, config[group], _SUPPLIED_BY_THE_RUN.get(group, ()))
+            faults += component_faults(group, config[group], SUPPLIED_BY_THE_RUN.get(group, ()))
     if faults:
         raise ConfigError("; ".join(faults))

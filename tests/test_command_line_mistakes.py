@@ -97,6 +97,7 @@ SYNTAX = [
 ]
 VALUES = [
     (["sparsity=1"], ["sparsity: 1 is not valid", "less than 1"]),
+    (["sparsity=90"], ["sparsity: 90 is not valid", "the fraction removed, 0.9 for 90 %"]),
     (["sparsity=nan"], ["sparsity: nan is not valid"]),
     (["sparsity=abc"], ["sparsity: 'abc' is not valid", "number"]),
     (["sparsity=true"], ["sparsity: True is not valid"]),
@@ -113,7 +114,7 @@ VALUES = [
         ["scope=uniform_plus", "sparsity=0.9995"],
         ["scope: uniform_plus keeps at least 144", "'conv1.weight'", "lower sparsity"],
     ),
-    (["device=tpu"], ["device: 'tpu' is not valid"]),
+    (["device=tpu"], ["device: 'tpu' is not valid: it should be auto, cpu, mps, cuda or"]),
     (["device=cuda:77"], ["device: 'cuda:77' is not there", "auto"]),
     (["device=cuda:01"], ["device: 'cuda:01'"]),
     (["device=cuda:1000"], ["device: 'cuda:1000'"]),

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -164,9 +165,70 @@ def test_a_value_error_of_the_constructor_becomes_a_config_error_with_the_key() 
 
 
 @pytest.mark.usefixtures("parts")
-def test_other_errors_of_the_constructor_are_not_hidden() -> None:
-    with pytest.raises(TypeError, match="a fault of its own"):
+def test_other_errors_of_somebody_elses_constructor_are_told_with_their_place() -> None:
+    with pytest.raises(ConfigError) as caught:
         build("thing", node("broken"))
+    assert re.fullmatch(
+        rf"thing: {MODULE}.broken fails: TypeError: a fault of its own \(.*{MODULE}.py, line \d+\)",
+        str(caught.value),
+    )
+
+
+def test_other_errors_of_our_own_constructors_are_not_hidden(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(self: Sgd) -> None:
+        raise TypeError("a fault of ours")
+
+    monkeypatch.setattr(Sgd, "__post_init__", fails)
+    with pytest.raises(TypeError, match="a fault of ours"):
+        build("optimizer", {"_target_": "pai.training.optimizers.Sgd", "lr": 0.1})
+
+
+@pytest.mark.usefixtures("parts")
+def test_hints_that_cannot_be_read_are_told() -> None:
+    (phrase,) = component_faults("thing", node("unreadable", number=3))
+    assert phrase.startswith(f"thing._target_: the signature of {MODULE}.unreadable cannot be read")
+    assert "NoSuchType" in phrase
+
+
+@pytest.mark.parametrize(
+    ("content", "phrase"),
+    [
+        ("def x(:", r"cannot be imported: SyntaxError: invalid syntax \(somebodys.py, line 1\)"),
+        (
+            "\nimport no_such_module",
+            r"cannot be imported: ModuleNotFoundError: No module named 'no_such_module' "
+            r"\(.*somebodys.py, line 2\)",
+        ),
+        ("x = 1 / 0", r"cannot be imported: ZeroDivisionError: .* \(.*somebodys.py, line 1\)"),
+        ("class Cubic: ...", "cannot be found: somebodys has no 'Cubi'; did you mean 'Cubic'?"),
+        (None, "cannot be found: there is no module somebodys; the package has to be installed, "
+               "or its folder named in PYTHONPATH"),
+    ],
+)  # fmt: skip
+def test_why_a_component_is_not_there_is_told(
+    content: str | None, phrase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TRUST_VARIABLE, "somebodys")
+    if content is not None:
+        (tmp_path / "somebodys.py").write_text(content)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "somebodys", raising=False)
+    with pytest.raises(ConfigError, match=rf"^scorer: 'somebodys\.Cubi' {phrase}"):
+        locate("scorer", "somebodys.Cubi")
+    sys.modules.pop("somebodys", None)
+
+
+@pytest.mark.parametrize("given", ["AdamW", "adam"])
+def test_the_name_of_a_class_in_the_place_of_a_component_tells_what_to_write(given: str) -> None:
+    whole = {"_target_": f"{Training.__module__}.Training", "epochs": 1, "batch_size": 2}
+    schedule = {"_target_": "pai.training.lr_schedules.Constant"}
+    (fault,) = component_faults("training", {**whole, "lr_schedule": schedule, "optimizer": given})
+    assert fault.endswith(
+        "; write training.optimizer._target_=pai.training.optimizers.AdamW, and "
+        "~training.optimizer.OPTION for each of momentum, nesterov that is there"
+    )
 
 
 def test_components_inside_components_are_built_first(parts: Any) -> None:

@@ -54,6 +54,35 @@ def test_what_the_run_supplies_is_no_option() -> None:
         plan("sized_model", image_size=3)
 
 
+def test_an_option_without_a_default_that_the_file_leaves_out_is_missing() -> None:
+    with pytest.raises(ConfigError, match=r"^model\.hidden: missing; give it a value$"):
+        plan("demanding_model")
+
+
+@pytest.mark.parametrize(
+    ("target", "phrase"),
+    [
+        (
+            "no_model",
+            r"^model\._target_: .*no_model returns a function, and an nn.Module is needed$",
+        ),
+        (
+            "failing_model",
+            r"^model\._target_: .*failing_model fails: NameError: name 'hidden' is not defined "
+            r"\(.*users_own_parts.py, line \d+\)$",
+        ),
+        (
+            "stumbling_model",
+            r"^model: fails on images of 1x16x16 \(dataset.image_size\): KeyError: 'features' "
+            r"\(.*users_own_parts.py, line \d+\)$",
+        ),
+    ],
+)
+def test_whatever_a_builder_does_wrong_is_told_in_one_line(target: str, phrase: str) -> None:
+    with pytest.raises(ConfigError, match=phrase):
+        plan(target)
+
+
 def test_a_failed_assertion_of_the_model_is_a_misfit_in_one_line() -> None:
     with pytest.raises(ConfigError) as caught:
         plan("silent_model")

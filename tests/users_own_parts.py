@@ -87,3 +87,27 @@ def silent_model(*, num_classes: int, in_channels: int) -> nn.Module:
             raise AssertionError
 
     return Refusing()
+
+
+def demanding_model(*, num_classes: int, in_channels: int, hidden: int) -> nn.Module:
+    raise AssertionError("is not called without hidden")
+
+
+def no_model(*, num_classes: int, in_channels: int) -> object:
+    return lambda x: x
+
+
+def failing_model(*, num_classes: int, in_channels: int) -> nn.Module:
+    raise NameError("name 'hidden' is not defined")
+
+
+def stumbling_model(*, num_classes: int, in_channels: int) -> nn.Module:
+    class Stumbling(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise KeyError("features")
+
+    return Stumbling()
+
+
+def unreadable(number: NoSuchType) -> None:  # type: ignore[name-defined]  # noqa: F821
+    del number
