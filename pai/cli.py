@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pai.console import one_line, shown
+from pai.console import need_no_reader, one_line, shown
 from pai.distributed import broadcast_object, is_main, launched, process_group, rank
 from pai.errors import ConfigError, RunError, Stopped
 from pai.paths import config_folder
@@ -28,6 +28,7 @@ _STARTED = datetime.datetime.now()
 
 def main() -> None:
     """Run the command line and exit."""
+    need_no_reader()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us instead of being printed
     # Idle OpenMP threads spin for a moment and then sleep. By default they spin for long, which on
     # a machine with other work slows a small network many times over.

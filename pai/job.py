@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pai.compose import SCHEMA_WARNING
-from pai.console import shown
+from pai.console import need_no_reader, shown
 from pai.distributed import broadcast_object, launched
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Task:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Prepare the process that a launcher has sent the task to."""
         self.__dict__.update(state)
+        need_no_reader()
         warnings.filterwarnings("ignore", message=SCHEMA_WARNING)
 
     def __call__(self, config: "DictConfig") -> float | None:

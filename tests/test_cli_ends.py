@@ -1,9 +1,12 @@
 """However a command ends, it says so in one line: what Hydra does around a run included."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from tiny import CHECKOUT, TINY, command, python, record_in
+from tiny import CHECKOUT, TINY, command, environment, python, record_in
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 QUICK = (*TINY, "training.epochs=0")
@@ -130,3 +133,30 @@ def test_a_summary_that_nobody_reads_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert only_line(done.stderr).startswith("run error: BrokenPipeError: [Errno 32] Broken pipe; ")
     assert record_in(tmp_path / "run")["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "both"),
+    [
+        (["--version"], False), (["--info"], False), (["cache"], False), (["sparsty=1"], True),
+        ([*QUICK, "hydra.run.dir=run"], False),
+        ([*QUICK, "hydra.run.dir=run", "logger=wandb", "logger.mode=offline"], True),
+        (["-m", *QUICK, "seed=0,1", "hydra.sweep.dir=sweep"], False),
+        (["-m", *QUICK, "seed=0,1", "hydra.sweep.dir=sweep", "hydra/launcher=joblib"], True),
+    ],
+    ids=["version", "info", "cache", "mistake", "run", "wandb", "sweep", "joblib"],
+)  # fmt: skip
+def test_nobody_has_to_read_what_is_printed(
+    arguments: list[str], both: bool, tmp_path: Path
+) -> None:
+    gone, end = os.pipe()
+    os.close(gone)
+    done = subprocess.run(
+        [sys.executable, "-m", "pai", *arguments], cwd=tmp_path, env=environment(),
+        stdin=subprocess.DEVNULL, stdout=end, stderr=end if both else subprocess.PIPE,
+        text=True, timeout=300, check=False,
+    )  # fmt: skip
+    os.close(end)
+    assert (done.returncode, done.stderr or "") == (2 if arguments == ["sparsty=1"] else 0, "")
+    written = [record_in(path.parent)["status"] for path in tmp_path.rglob("record.json")]
+    assert written == ["completed"] * (0 if len(arguments) == 1 else 1 + ("-m" in arguments))
