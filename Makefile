@@ -20,7 +20,7 @@ TASKS := "" "scorer=none sparsity=0"
 TABLES := smoke cifar10-resnet18 cifar10-vgg19 cifar100-resnet18 cifar100-vgg19 \
           tinyimagenet-resnet18 imagenet-resnet50 cifar10-vit
 STUDIES := estimators warmup collapse seeds diagonals tasks
-.PHONY: help setup run test test-fast faults coverage mutation lint format table-default evidence \
+.PHONY: help setup run test test-fast test-device faults coverage mutation lint format table-default evidence \
         evidence-gpu lock dist clean \
         $(addprefix table-,$(TABLES)) $(addprefix study-,$(STUDIES))
 
@@ -46,6 +46,9 @@ test: $(STAMP)  ## Run linters, type checker and all tests
 
 test-fast: $(STAMP)  ## Run the tests that take less than about ten seconds each
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not faults"
+
+test-device: $(STAMP)  ## Run the tests for GPUs on a device that is simulated (needs a C++ compiler and ninja)
+	$(BIN)/python -m pytest -m gpu --simulated-device tests
 
 faults: $(STAMP)  ## Disturb whole runs: kills, full disks, dead servers, hostile configurations (half an hour)
 	$(BIN)/python -m pytest -m faults -s tests $(OPTIONS)

@@ -9,7 +9,6 @@ import pai
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths"),
     pytest.mark.filterwarnings("ignore:no fast per-sample rule"),
 ]
@@ -26,7 +25,7 @@ every_setting = pytest.mark.parametrize(("estimator", "options"), SETTINGS)
 @every_setting
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_float64_results_on_a_gpu_are_those_of_the_cpu(
-    case: Case, estimator: Any, options: dict[str, Any]
+    accelerator: torch.device, case: Case, estimator: Any, options: dict[str, Any]
 ) -> None:
     model, x, y = case.problem()
 
@@ -39,7 +38,7 @@ def test_float64_results_on_a_gpu_are_those_of_the_cpu(
         )  # fmt: skip
 
     on_cpu = run()
-    model.cuda()
+    model.to(accelerator)
     for name, value in run().items():
         expected = on_cpu[name]
         assert (value.cpu() - expected).abs().max() <= 1e-10 * expected.abs().max()
@@ -47,7 +46,7 @@ def test_float64_results_on_a_gpu_are_those_of_the_cpu(
 
 @every_setting
 def test_float32_results_on_a_gpu_are_those_of_the_cpu(
-    estimator: Any, options: dict[str, Any]
+    accelerator: torch.device, estimator: Any, options: dict[str, Any]
 ) -> None:
     model, x, y = small_resnet()
 
@@ -59,7 +58,7 @@ def test_float32_results_on_a_gpu_are_those_of_the_cpu(
         )  # fmt: skip
 
     on_cpu = run()
-    model.cuda()
+    model.to(accelerator)
     for name, value in run().items():
         expected = on_cpu[name]
         assert (value.cpu() - expected).abs().max() <= 1e-4 * expected.abs().max()
