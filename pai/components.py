@@ -118,15 +118,17 @@ def _plain_fault(key: str, value: Any, protocol: type) -> str:
     found = difflib.get_close_matches(str(value).lower(), paths, n=1)
     if not found:
         return says
-    options = {name: _options(path) for name, path in paths.items()}
+    options = {name: options_of(key, path) for name, path in paths.items()}
     lacking = sorted({option for others in options.values() for option in others}
                      - {*options[found[0]]})  # fmt: skip
     without = f", and ~{key}.OPTION for each of {', '.join(lacking)} that is there"
     return f"{says}; write {key}._target_={paths[found[0]]}{without if lacking else ''}"
 
 
-def _options(path: str) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(locate("_target_", path)).parameters
+def options_of(key: str, path: Any) -> list[str]:
+    """Return the names of the parameters of the target at ``path``; errors name ``key``."""
+    parameters, _ = _signature(key, path)
+    return [name for name, option in parameters.items() if option.kind not in _COLLECTING]
 
 
 def _signature(key: str, path: Any) -> tuple[Mapping[str, inspect.Parameter], Mapping[str, Any]]:

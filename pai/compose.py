@@ -13,7 +13,6 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import get_overrides_dirname
-from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -31,7 +30,16 @@ from pai.hydra_settings import (
     subdirectory_faults,
     written_faults,
 )
-from pai.overrides import check_choices, check_discrete, check_sweeps, parse, quoted, settings_of
+from pai.overrides import (
+    check_choices,
+    check_discrete,
+    check_sweeps,
+    parse,
+    quoted,
+    sets_a_number,
+    settings_of,
+    sweep_of,
+)
 from pai.paths import config_folder
 from pai.schema import GROUPS
 from pai.trust import check_search_path, hidden_targets
@@ -125,7 +133,7 @@ def compose_jobs(arguments: argparse.Namespace) -> list[Job]:
         _check_written(composed)
         mode, sweeper = _sweeper(composed, name, fixed)
         arguments.multirun = arguments.multirun or mode == RunMode.MULTIRUN
-        check_sweeps(parsed, multirun=arguments.multirun)
+        check_sweeps(parsed, composed, multirun=arguments.multirun)
         arguments.searches = not str(sweeper.get("_target_")).endswith(".BasicSweeper")
         if not arguments.searches:
             check_discrete(parsed)
@@ -137,7 +145,7 @@ def compose_jobs(arguments: argparse.Namespace) -> list[Job]:
         if not arguments.multirun:
             return [_job(composed, name, fixed, multirun=False)]
         _check_sweep(composed, name, fixed)
-        swept = parse([f"{key}={value}" for key, value in params.items()])
+        swept = parse([sweep_of(key, value, composed) for key, value in params.items()])
         check_choices(swept)
         parsed = swept + parsed
         axes = {override.get_key_element(): settings_of(override) for override in parsed}
@@ -164,7 +172,7 @@ class _Composer:
     def compose(self, chosen: list[str], numbers: list[str]) -> DictConfig:
         """Return the composed configuration; the next call may change it."""
         parsed = [self._parsed(text) for text in chosen]
-        values = [override for override in parsed if _sets_a_number(override)]
+        values = [override for override in parsed if sets_a_number(override)]
         rest = [str(o.key_or_group if o in values else o.input_line) for o in parsed]
         if rest != self._rest:
             self._composed, self._rest = _compose(self._name, [*chosen, *numbers]), rest
@@ -180,15 +188,6 @@ class _Composer:
             self._composed.hydra.overrides.task = [override.input_line for override in tasks]
             job.override_dirname = get_overrides_dirname(tasks, **job.config.override_dirname)
         return self._composed
-
-
-def _sets_a_number(override: Override) -> bool:
-    return (
-        override.type == OverrideType.CHANGE
-        and override.package is None
-        and not override.is_hydra_override()
-        and type(override.value()) in (int, float)
-    )
 
 
 def _compose(name: str, overrides: list[str]) -> DictConfig:

@@ -7,6 +7,7 @@ from tiny import check
 
 from pai.cli import _one_line, _parse
 from pai.errors import ConfigError
+from pai.trust import TRUST_VARIABLE
 
 UNKNOWN_CHOICES = [
     (["scorer=hst"], ["scorer", "'hst'", "did you mean 'hts'?", "grad_norm", "synflow"]),
@@ -22,12 +23,17 @@ UNKNOWN_CHOICES = [
     (["scorer=SNIP"], ["scorer", "'SNIP'", "did you mean 'snip'?"]),
     (["warmup=bn"], ["warmup", "'bn'", "did you mean 'bn_"]),
 ]
-NO_CHOICE = [
-    ([f"{group}=null", "seed=3"], [group, "null"]) for group in ("dataset", "scorer", "logger")
-] + [
-    ([f"{group}=[[1],[2]]"], [group.strip("+"), "[[1],[2]] is not a choice"])
-    for group in ("logger", "hydra/launcher", "+experiment")
-]
+NO_CHOICE = (
+    [([f"{group}=null", "seed=3"], [group, "null"]) for group in ("dataset", "scorer", "logger")]
+    + [
+        (["warmup=true"], ["warmup: true is not a choice", "bn_batches, bn_exact, bn_stats, none"]),
+        (["scorer=[snip,hts]"], ["scorer: [snip,hts] is 2 choices", "-m scorer=snip,hts"]),
+    ]
+    + [
+        ([f"{group}=[[1],[2]]"], [group.strip("+"), "[[1],[2]] is not a choice"])
+        for group in ("logger", "hydra/launcher", "+experiment")
+    ]
+)
 TYPOS = [
     (["sparsty=0.5"], ["sparsty: unknown key", "did you mean 'sparsity'?"]),
     (["+sparsty=0.5"], ["sparsty: unknown key", "did you mean 'sparsity'?"]),
@@ -40,6 +46,18 @@ TYPOS = [
     (["+training.optimizer.lrr=3"], ["training.optimizer.lrr: unknown", "'lr'", "momentum"]),
     (["scoring.sample_per_class=3"], ["scoring.sample_per_class:", "'samples_per_class'"]),
     (["scorer=snip", "scorer.num_probes=3"], ["scorer.num_probes: unknown key", "temperature"]),
+    (["scorer=random", "scorer.foo=2"], ["scorer.foo: unknown key (given 2) (known: no option)"]),
+    (
+        ["schedule.rounds=5"],
+        [
+            "schedule.rounds: unknown key (given 5); schedule=oneshot has no rounds, it is an "
+            "option of schedule=exponential, force, iter_snip, linear, ntk_sap (known: no option)"
+        ],
+    ),
+    (
+        ["scorer=snip", "scorer.num_probes=3"],
+        ["it is an option of scorer=hd, hp, hts (known: saliency, temperature, train_batchnorm)"],
+    ),
     (["scorer=hts", "scorer.num_probs=3"], ["scorer.num_probs: unknown key", "'num_probes'"]),
     (["dataset.root=x"], ["dataset.root: unknown key", "image_size"]),
     (["-m", "seed=0,1", "sparsty=0.5"], ["sparsty: unknown key", "did you mean 'sparsity'?"]),
@@ -228,6 +246,70 @@ def test_files_of_the_users_own_that_cannot_be_used(
     with pytest.raises(ConfigError) as caught:
         check("--config-dir", str(tmp_path), f"{plus}{group}={choice}")
     assert [word for word in words if word not in str(caught.value)] == []
+
+
+OWN = {
+    "scorer/cubic.yaml": "_target_: users_own_parts.Range\nlow: 1\nhigh: 2\n",
+    "model/small.yaml": "_target_: users_own_parts.small_model\n_partial_: true\n",
+    "experiment/plain.yaml": "defaults:\n  - override /model: resnet20\n",
+    "experiment/listed.yaml": (
+        "# @package _global_\nhydra:\n  sweeper:\n    params:\n      scorer: [snip, random]\n"
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["scorer=cubic", "scorer.hihg=2"],
+            "scorer.hihg: unknown key (given 2); did you mean 'high'? (known: low, high, kind)",
+        ),
+        (
+            ["model=small", "model.width=50"],
+            "model.width: unknown key (given 50); its file leaves this option out: write "
+            "+model.width=50 (known: width)",
+        ),
+        (
+            ["model=small", "model.num_classes=5"],
+            "model.num_classes: unknown key (given 5) (known: width)",
+        ),
+        (
+            ["+experiment=plain"],
+            "experiment/plain: the first line of that file must be '# @package _global_'",
+        ),
+        (
+            ["-m", "+experiment=listed"],
+            "hydra.sweeper.params.scorer: ['snip', 'random'] is a list; several values are a "
+            "comma-separated text: scorer: snip,random",
+        ),
+    ],
+)
+def test_what_is_wrong_with_files_of_the_users_own_is_told_as_for_pais(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TRUST_VARIABLE, "users_own_parts")
+    for name, content in OWN.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        check("--config-dir", str(tmp_path), *arguments)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lists"),
+    [
+        (["scorer=snip,hts"], False), (["sparsity=0.5,0.9"], False),
+        (["training=paper_cifar", "training.lr_schedule.milestones=1,2"], True),
+    ],
+)  # fmt: skip
+def test_brackets_are_advised_only_where_a_list_stands(arguments: list[str], lists: bool) -> None:
+    with pytest.raises(
+        ConfigError, match=r"is several values; add -m to sweep over them"
+    ) as caught:
+        check(*arguments)
+    assert ("brackets to make them a list" in str(caught.value)) == lists
 
 
 def test_jobs_that_are_the_same_may_share_a_directory() -> None:
