@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from hydra._internal.utils import get_args_parser
 from safetensors.torch import load_file
 from tiny import CHECKOUT, TINY, command, image_folder, python, record_in
 
@@ -42,6 +43,14 @@ def test_a_mistake_beside_a_question_is_one_line_too(flags: list[str], tmp_path:
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("config error: scorer: 'hst'")
+
+
+def test_the_help_names_every_flag_that_works_and_no_other(tmp_path: Path) -> None:
+    options = command("--help", cwd=tmp_path).stdout.rpartition("Options\n")[2]
+    known = {flag for action in get_args_parser()._actions for flag in action.option_strings}
+    told = set(re.findall(r"(?<!\w)--?[a-z][a-z-]*", options))
+    assert told == known - {"--experimental-rerun"} | {"--dry-run"}
+    assert "Hydra's version" not in options
 
 
 def test_a_run_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
