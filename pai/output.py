@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pai.clock import Clock
 from pai.environment import note_peak_memory
-from pai.errors import RunError
+from pai.errors import ConfigError, RunError
 from pai.flops import forward_cost
 from pai.histogram import score_histogram
 from pai.masking.mask import load_mask, mask_report, mask_sha256, save_mask
@@ -33,6 +33,30 @@ def remove_checkpoints(run_dir: Path) -> None:
     """Remove what only an unfinished run needs."""
     for path in (run_dir / CHECKPOINT_FILE, run_dir / ROUNDS_FILE, *run_dir.glob(ROUND_FILES)):
         path.unlink(missing_ok=True)
+
+
+def _mask_fault(path: Path, record: Mapping[str, Any]) -> str:
+    """Return why the file is not the mask of ``record``, or an empty string."""
+    try:
+        same = mask_sha256(load_mask(path)) == record["mask"]["sha256"]
+    except (OSError, ValueError, SafetensorError) as error:
+        return f"{path} cannot be read: {error}"
+    return "" if same else f"{path} is not the mask of the record"
+
+
+def is_complete(run_dir: Path, record: Mapping[str, Any], setting: str) -> None:
+    """Say that the run in ``run_dir`` is complete already.
+
+    Raises:
+        ConfigError: there is a mask that is not the one of its record; names ``setting``.
+    """
+    path = run_dir / MASK_FILE
+    if path.exists() and (fault := _mask_fault(path, record)):
+        raise ConfigError(
+            f"{setting}: {fault}, which is of a completed run; remove the directory to run again, "
+            f"or choose another"
+        )
+    _log.info("%s is complete already: nothing is done", run_dir)
 
 
 class Output:
@@ -101,16 +125,10 @@ class Output:
             RunError: it cannot be read, or is not the one of the record.
         """
         path = self._run_dir / MASK_FILE
-        try:
-            mask = load_mask(path)
-        except (OSError, SafetensorError) as error:
-            problem = f"cannot be read: {error}"
-        else:
-            if mask_sha256(mask) == self._record["mask"]["sha256"]:
-                _log.info("continuing from %s", self.checkpoint)
-                return mask
-            problem = "is not the mask of the record"
-        raise RunError(f"{path} {problem}; remove {CHECKPOINT_FILE} beside it to start over")
+        if fault := _mask_fault(path, self._record):
+            raise RunError(f"{fault}; remove {CHECKPOINT_FILE} beside it to start over")
+        _log.info("continuing from %s", self.checkpoint)
+        return load_mask(path)
 
     def show_mask(self) -> None:
         """Track the mask; warn of layers that lost every weight."""

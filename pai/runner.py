@@ -22,7 +22,14 @@ from pai.errors import ConfigError
 from pai.masking.mask import apply_mask
 from pai.masking.select import Mask
 from pai.memory import memory_budget
-from pai.output import CHECKPOINT_FILE, ROUNDS_FILE, NoOutput, Output, remove_checkpoints
+from pai.output import (
+    CHECKPOINT_FILE,
+    ROUNDS_FILE,
+    NoOutput,
+    Output,
+    is_complete,
+    remove_checkpoints,
+)
 from pai.plan import Plan
 from pai.precision import scoring_precision
 from pai.records import FolderInUseError, alone_in, remove_partial_writes, write_record
@@ -32,6 +39,7 @@ from pai.scoring import Draw, score_and_select, scoring_samples
 from pai.seeding import global_seed, seed_of
 from pai.tracking.base import RunLabels
 from pai.training.loop import train
+from pai.warmup import WarmupReport
 
 
 def run(
@@ -66,6 +74,7 @@ def _run(plan: Plan, run_dir: Path, labels: RunLabels, setting: str) -> dict[str
     if earlier is not None:
         remove_partial_writes(run_dir)
         if earlier["status"] == "completed":
+            is_complete(run_dir, earlier, setting)
             remove_checkpoints(run_dir)
             broadcast_object(None)  # for `follow`
             return earlier
@@ -170,8 +179,11 @@ def _pipeline(plan: Plan, record: dict[str, Any], clock: Clock, output: Output) 
         batches = draw(0)
         record["data"] = {part: len(getattr(data, part)) for part in ("train", "val", "test")}
         record["data"]["scoring"] = len(batches.order)
-    output.say("data: %s", ", ".join(f"{n:,} {part}" for part, n in record["data"].items()))
-    record["data"] |= data.describe()
+    sizes = ", ".join(f"{n:,} {part}" for part, n in record["data"].items())
+    output.say("data: %s; %s", sizes, plan.spec.says())
+    record["data"] |= {"spec": plan.spec.describe(), **data.describe()}
+    for remark in plan.training.remarks():
+        output.warn("%s", remark)
     for parts, count in record["data"].get("duplicates", {}).items():
         if count:
             first, second = parts.split("_")
@@ -211,7 +223,12 @@ def _prune(
     state = broadcast_object(output.stored_rounds(partial(rounds_fault, plan=plan, model=model)))
     if state is None:
         with clock.timed("warmup"):
-            warm = plan.warmup(model, warmup_batches)
+            warm: object = plan.warmup(model, warmup_batches)
+        if not isinstance(warm, WarmupReport):
+            raise ConfigError(
+                f"warmup._target_: {plan.config['warmup']['_target_']} returns a "
+                f"{type(warm).__name__} where a pai.warmup.WarmupReport is needed"
+            )
         record["warmup"] = asdict(warm)
         output.say("%s", warm)
     output.say("scoring and masking on %s", plan.device)

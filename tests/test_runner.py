@@ -13,6 +13,7 @@ from tiny import CHECKOUT, plan, record_in, tiny_run, untimed
 from torch import Tensor, nn
 
 import pai.training.loop
+from pai.errors import ConfigError
 from pai.scorers.base import Scorer
 from pai.scorers.magnitude import Magnitude
 
@@ -72,6 +73,26 @@ def test_the_splits_are_all_the_digits(record: dict[str, Any]) -> None:
     data = record["data"]
     assert data["train"] + data["val"] + data["test"] == 1797
     assert data["scoring"] == 2 * 10
+
+
+def test_the_shape_of_the_images_is_told_and_recorded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="pai")
+    record = tiny_run(tmp_path, "training.epochs=1")
+    assert record["data"]["spec"] == {
+        "num_classes": 10, "channels": 1, "height": 8, "width": 8, "smallest_class": 125,
+    }  # fmt: skip
+    (line,) = (text for text in caplog.messages if text.startswith("data: "))
+    assert line.endswith("20 scoring; images of 1x8x8 (dataset.image_size)")
+    (remark,) = (text for text in caplog.messages if "rises until the training ends" in text)
+    assert "warmup_epochs=1 of training.epochs=1" in remark
+
+
+def test_a_warmup_that_does_not_say_what_it_did_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^warmup\._target_: .* returns a NoneType where a"):
+        tiny_run(tmp_path, warmup=lambda model, batches: None)
+    assert record_in(tmp_path)["status"] == "failed"
 
 
 def test_the_mask_counts_are_those_of_the_mask_file(run_dir: Path, record: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from tiny import LABELS, TINY, check, config, plan, record_in, tiny_run, untimed
 
 import pai.runner
@@ -138,7 +138,10 @@ def test_a_run_that_broke_within_an_epoch_repeats_only_that_epoch(
     assert_same_result(tmp_path, whole)
 
 
-def test_a_completed_run_is_not_repeated(whole: Path, tmp_path: Path) -> None:
+def test_a_completed_run_is_not_repeated(
+    whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="pai")
     run_dir = shutil.copytree(whole / "run", tmp_path / "run")
     before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in run_dir.iterdir()}
 
@@ -147,8 +150,29 @@ def test_a_completed_run_is_not_repeated(whole: Path, tmp_path: Path) -> None:
 
     record = tiny_run(run_dir, *SETTINGS, tracker=Spy(fail), dataset=None, scorer=None)
     assert record == record_in(run_dir)
+    assert caplog.messages == [f"{run_dir} is complete already: nothing is done"]
     after = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in run_dir.iterdir()}
     assert after == before
+
+
+@pytest.mark.parametrize(
+    ("content", "phrase"),
+    [
+        (b"junk", "cannot be read: "),
+        (save({"conv1.weight": torch.ones(4, 1, 3, 3, dtype=torch.bool)}),
+         "is not the mask of the record"),
+    ],
+    ids=["junk", "another"],
+)  # fmt: skip
+def test_a_mask_beside_a_completed_record_that_is_not_its_own_is_named(
+    content: bytes, phrase: str, whole: Path, tmp_path: Path
+) -> None:
+    run_dir = shutil.copytree(whole / "run", tmp_path / "run")
+    (run_dir / "mask.safetensors").write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"^hydra\.run\.dir: .*safetensors {phrase}.*remove"):
+        tiny_run(run_dir, *SETTINGS)
+    (run_dir / "mask.safetensors").unlink()
+    assert tiny_run(run_dir, *SETTINGS) == record_in(run_dir)
 
 
 @pytest.mark.parametrize("event", ["run", "epoch 1", "start"])

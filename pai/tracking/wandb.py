@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from wandb import Run
 
 _BINS = 64
+_MODES = ("online", "offline", "disabled", "dryrun", "run", "shared")  # W&B's own
 _GROUPS = ("dataset", "model", "scorer", "warmup", "schedule")  # axes of parallel coordinates
 _log = logging.getLogger(__name__)
 
@@ -44,6 +45,12 @@ class WandbTracker:
     def __post_init__(self) -> None:
         if self.init_timeout_s <= 0:
             raise ValueError(f"init_timeout_s must be positive, got {self.init_timeout_s}")
+        chosen = os.environ.get("WANDB_MODE")
+        if chosen is not None and chosen not in _MODES:  # W&B would refuse it when the run starts
+            raise ValueError(
+                f"the environment variable WANDB_MODE is {chosen!r}; set it to online, offline or "
+                f"disabled, or unset it"
+            )
 
     @contextmanager
     def session(

@@ -103,6 +103,16 @@ class Training:
                     f"use {least} or more"
                 )
 
+    def remarks(self) -> list[str]:
+        """Return what is allowed and hardly meant, one line each."""
+        warmup = getattr(self.lr_schedule, "warmup_epochs", 0.0)
+        if not 0 < self.epochs <= warmup:
+            return []
+        return [
+            f"the learning rate rises until the training ends: training.lr_schedule.warmup_epochs="
+            f"{warmup:g} of training.epochs={self.epochs}; a shorter warmup reaches the full rate"
+        ]
+
     def fitted_to(self, model: nn.Module) -> "Training":
         """Return the options without ``channels_last`` where torch would corrupt memory with it.
 

@@ -230,6 +230,15 @@ def test_auto_respects_the_variable(
     assert WandbTracker(project="trial", mode="offline")._mode() == "offline"
 
 
+@pytest.mark.parametrize("variable", ["", "onlin"])
+def test_a_variable_that_wandb_would_refuse_is_named(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", variable)
+    with pytest.raises(ValueError, match=f"variable WANDB_MODE is '{variable}'; set it to online"):
+        WandbTracker(project="trial")
+
+
 def test_auto_with_credentials_is_online_and_prints_nothing(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

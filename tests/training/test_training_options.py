@@ -6,6 +6,7 @@ import torch
 from training_cases import CONSTANT, NESTEROV
 
 from pai.errors import ConfigError
+from pai.training.lr_schedules import Cosine
 from pai.training.options import Training
 
 GOOD: dict[str, Any] = {
@@ -44,3 +45,16 @@ def test_compiling_on_a_cpu_without_a_compiler_is_refused_before_any_work(
     compiler.touch(mode=0o755)
     monkeypatch.setenv("CXX", "mycc")
     options.check(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "warmup", "remarks"), [(0, 1.0, 0), (1, 0.5, 0), (1, 1.0, 1), (15, 100.0, 1)]
+)
+def test_a_warmup_as_long_as_the_training_is_remarked(
+    epochs: int, warmup: float, remarks: int
+) -> None:
+    options = Training(**GOOD | {"epochs": epochs, "lr_schedule": Cosine(warmup_epochs=warmup)})
+    assert len(options.remarks()) == remarks
+    for remark in options.remarks():
+        assert f"warmup_epochs={warmup:g} of training.epochs={epochs}" in remark
+    assert Training(**GOOD | {"epochs": 3}).remarks() == []
