@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pai.library import load_schedule as load_schedule
     from pai.library import load_scorer as load_scorer
     from pai.masking.mask import apply_mask as apply_mask
+    from pai.masking.mask import load_mask as load_mask
+    from pai.masking.mask import save_mask as save_mask
     from pai.masking.schedule import find_mask as find_mask
     from pai.masking.select import select as select
     from pai.memory import memory_budget as memory_budget
@@ -39,11 +41,13 @@ _HOME = {
     "curvature_diagonal": "pai.curvature",
     "default_schedule": "pai.library",
     "find_mask": "pai.masking.schedule",
+    "load_mask": "pai.masking.mask",
     "load_schedule": "pai.library",
     "load_scorer": "pai.library",
     "load_sparse": "pai.export.sparse",
     "memory_budget": "pai.memory",
     "prunable_parameters": "pai.prunable",
+    "save_mask": "pai.masking.mask",
     "save_sparse": "pai.export.sparse",
     "scoring_precision": "pai.precision",
     "select": "pai.masking.select",

@@ -59,12 +59,13 @@ def mean_loss(
 
     Raises:
         ValueError: the model's output is not one tensor, the loss no scalar, or cross-entropy was
-            given negative targets. It would leave those positions out (``ignore_index``), and then
-            the mean over a batch is not the mean of its samples.
+            given a single output or negative targets. It would leave those positions out
+            (``ignore_index``), and then the mean over a batch is not the mean of its samples.
     """
     require_tensor(outputs)
     if loss_fn is None or loss_fn is F.cross_entropy:
         require_labels(targets)
+        require_classes(outputs)
         return F.cross_entropy(outputs / temperature, targets)
     loss = loss_fn(outputs / temperature, targets)
     if loss.ndim != 0:
@@ -96,11 +97,41 @@ _CHECKPOINTED = (
 
 
 def require_labels(targets: Tensor) -> None:
-    """Raise ``ValueError`` if there are negative numbers among targets that are classes."""
+    """Raise ``ValueError`` if there are negative numbers among targets.
+
+    Warns of real numbers that are no probabilities of classes.
+    """
+    if targets.is_floating_point():
+        _require_probabilities(targets)
     if not targets.is_floating_point() and bool((targets < 0).any()):
         raise ValueError(
             f"targets are negative ({int(targets.min())}): positions cannot be ignored while "
             f"scoring; leave them out, or give a loss_fn that is a mean over samples"
+        )
+
+
+def require_classes(outputs: Tensor) -> None:
+    """Raise ``ValueError`` if outputs are of one class: cross-entropy is zero then."""
+    if outputs.ndim > 1 and outputs.shape[1] == 1:
+        raise ValueError(
+            "the model has one output, of which cross-entropy is zero whatever it is; give the "
+            "loss that it is trained with (loss_fn=)"
+        )
+
+
+def _require_probabilities(targets: Tensor) -> None:
+    if bool((targets < 0).any()):
+        raise ValueError(
+            f"targets are real numbers below zero ({float(targets.min()):.4g}), and the loss is "
+            f"cross-entropy by default; give the loss that the model is trained with (loss_fn=)"
+        )
+    sums = targets.sum(1) if targets.ndim > 1 else targets.new_ones(1)  # no classes: refused later
+    if not bool(((sums - 1).abs() < 1e-2).all()):
+        warnings.warn(
+            f"targets are real numbers that do not sum to 1 (but to {float(sums.min()):.4g} up to "
+            f"{float(sums.max()):.4g}), and cross-entropy takes them for probabilities of classes; "
+            f"give the loss that the model is trained with (loss_fn=) if it is another",
+            stacklevel=4,
         )
 
 
@@ -182,7 +213,11 @@ class _Checked:
     batches: Batches
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for inputs, targets in self.batches:
+        for batch in self.batches:
+            if not isinstance(batch, tuple | list) or len(batch) != 2:
+                what = f"{len(batch)}" if isinstance(batch, tuple | list) else type(batch).__name__
+                raise ValueError(f"a batch must be a pair (inputs, targets), got {what}")
+            inputs, targets = batch
             _require_one("inputs", inputs)
             if targets is not None:  # some scores need none
                 _require_one("targets", targets)

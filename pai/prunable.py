@@ -60,11 +60,22 @@ def chosen_or_prunable(
     """Return ``parameters``, by default all that are prunable, that they may be scored.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or some are not the model's.
         ConfigError: some are complex (:func:`require_real`).
     """
     if parameters is None:
         parameters = prunable_parameters(model)
+    if not isinstance(parameters, Mapping):
+        raise ValueError(
+            f"parameters must be a dict of parameters by name, got a {type(parameters).__name__}"
+        )
+    own = {id(parameter) for parameter in model.parameters()}
+    for name, parameter in parameters.items():
+        if id(parameter) not in own:
+            raise ValueError(
+                f"parameters: {name!r} is no parameter of this model (but of another one, or of "
+                f"the one that it was copied from?); take them from the model that is scored"
+            )
     if not parameters:
         raise ValueError(
             "the model has no prunable weights (the classifier's are left out: "
@@ -72,6 +83,29 @@ def chosen_or_prunable(
         )
     require_real(parameters, "parameters", "leave it out")
     return parameters
+
+
+def check_scores(scores: object, parameters: Mapping[str, Tensor]) -> None:
+    """Raise ``ValueError`` unless ``scores`` are tensors by the names and in the shapes of these.
+
+    A layer without scores would stay dense, and be missing from all counts.
+    """
+    if not isinstance(scores, Mapping):
+        raise ValueError(
+            f"a scorer returns a dict of tensors by parameter name; this one returned a "
+            f"{type(scores).__name__}"
+        )
+    for name, parameter in parameters.items():
+        if name not in scores:
+            raise ValueError(f"the scorer returned no scores for {name!r}")
+        found, wanted = getattr(scores[name], "shape", "none"), parameter.shape
+        if found != wanted:
+            raise ValueError(
+                f"the scores of {name!r} have shape {found}, and its weights have {wanted}"
+            )
+    for name in scores:
+        if name not in parameters:
+            raise ValueError(f"the scorer returned scores for {name!r}, which it was not given")
 
 
 def require_real(parameters: Mapping[str, Tensor], field: str, advice: str) -> None:

@@ -281,7 +281,18 @@ def test_a_sparse_file_gives_the_same_bits(
     load_sparse(other, str(tmp_path / "sparse.safetensors"))
     for name, value in model.state_dict().items():
         found = other.state_dict()[name]
-        assert torch.equal(value.reshape(-1).view(torch.uint8), found.reshape(-1).view(torch.uint8))
+        unsigned = torch.where(value == 0, torch.zeros_like(value), value)  # -0 becomes 0
+        assert torch.equal(unsigned.view(-1).view(torch.uint8), found.view(-1).view(torch.uint8))
+
+
+def test_weights_times_a_mask_are_stored_without_their_zeros(tmp_path: Path) -> None:
+    model = nn.Linear(100, 100, bias=False)
+    keep = torch.rand(100, 100) < 0.02
+    with torch.no_grad():
+        model.weight.mul_(keep)  # half of the zeros are negative
+    size = save_sparse(model, tmp_path / "sparse")
+    pai.apply_mask(model, {"weight": keep})
+    assert size == save_sparse(model, tmp_path / "sparse") < 2500
 
 
 def test_a_sparse_file_is_small(tmp_path: Path) -> None:
@@ -378,3 +389,24 @@ def test_onnx_without_its_packages_is_refused_before_any_work(
     monkeypatch.setattr("sys.argv", ["compact.py", str(tmp_path), "--onnx"])
     with pytest.raises(SystemExit, match=r"--onnx needs onnxruntime: pip install 'pai\[onnx\]'"):
         compact.main()
+
+
+def test_arguments_with_defaults_are_left_at_them() -> None:
+    class Optional(nn.Sequential):
+        def forward(self, x: Tensor, mask: Tensor | None = None, *, scale: float = 1.0) -> Tensor:
+            x = torch.relu(self[0](x)) * scale
+            return self[1](x if mask is None else x * mask)
+
+    model = Optional(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 3))
+    with torch.no_grad():
+        model.get_parameter("0.weight")[1:3] = 0
+        model.get_parameter("0.bias")[1:3] = 0
+    small = pai.compact(model, torch.zeros(1, 1, 8, 8))
+    assert small.get_submodule("0").out_channels == 2
+    x = torch.randn(3, 1, 8, 8)
+    assert torch.allclose(small(x), model(x), atol=1e-6)
+
+
+def test_tokens_are_no_input_for_it() -> None:
+    with pytest.raises(ValueError, match="compact: inputs must be real numbers"):
+        pai.compact(nn.Sequential(nn.Embedding(5, 3)), torch.zeros(1, 3).long())

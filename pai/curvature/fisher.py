@@ -21,6 +21,7 @@ from pai.objective import (
     check_temperature,
     mean_gradient,
     mean_loss,
+    require_classes,
     require_labels,
     require_tensor,
 )
@@ -148,19 +149,14 @@ def label_mass(targets: Tensor) -> Tensor:
     The Hessian of cross-entropy in the logits is ``(sum_c y_c) (diag(p) - p p^T)``.
 
     Raises:
-        ValueError: it is negative, a class is, or targets are neither (:func:`prediction_shape`).
+        ValueError: numbers are negative, or targets are no classes and no probabilities of classes
+            (:func:`prediction_shape`).
     """
     require_labels(targets)
     shape = prediction_shape(targets)
     if not targets.is_floating_point():
         return torch.ones(shape, device=targets.device)
-    mass = targets.sum(1)
-    if bool((mass < 0).any()):
-        raise ValueError(
-            f"targets must be classes or probabilities of classes, got numbers that sum to "
-            f"{float(mass.min()):.4g}; for such a loss use hutchinson"
-        )
-    return mass
+    return targets.sum(1)
 
 
 def predictions(logits: Tensor) -> int:
@@ -181,13 +177,14 @@ def require_logits(outputs: Tensor, expected: tuple[int, ...]) -> Tensor:
     """Return ``outputs`` if they are ``[B, C]`` or ``[B, C, L]`` for ``expected`` ``[B(, L)]``.
 
     Raises:
-        ValueError: they are not.
+        ValueError: they are not, or C is 1.
     """
     require_tensor(outputs)
     shape = tuple(outputs.shape)
     if shape[:1] + shape[2:] != tuple(expected):
         wanted = ", ".join(map(str, [*expected[:1], "C", *expected[1:]]))
         raise ValueError(f"logits of shape [{wanted}] are needed, got {shape}")
+    require_classes(outputs)
     return outputs
 
 

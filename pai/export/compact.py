@@ -9,6 +9,7 @@ by an addition are removed if all of them can be.
 """
 
 import copy
+import inspect
 from typing import Any
 
 import torch
@@ -136,8 +137,11 @@ def _trace(model: nn.Module, example: Tensor) -> tuple[fx.GraphModule, Tensor, A
     :func:`compact` says what it raises.
     """
     network = copy.deepcopy(model).eval()
+    if not example.is_floating_point():
+        raise ValueError("compact: inputs must be real numbers; networks of tokens are not known")
     try:
-        traced = fx.symbolic_trace(network)
+        traced = fx.symbolic_trace(network, _defaults(network))
+        _drop_defaults(traced.graph)
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
         raise ValueError(f"compact: torch.fx cannot trace it: {first_line(error)}") from error
     rewire(traced)
@@ -153,6 +157,23 @@ def _trace(model: nn.Module, example: Tensor) -> tuple[fx.GraphModule, Tensor, A
             "has two names (x += y where another variable is x, too)?"
         ) from error
     return traced, noise, expected
+
+
+def _defaults(network: nn.Module) -> dict[str, Any]:
+    """Return the arguments of the forward pass that are left out, with their defaults."""
+    arguments = inspect.signature(network.forward).parameters.values()
+    return {a.name: a.default for a in arguments if a.default is not inspect.Parameter.empty}
+
+
+def _drop_defaults(graph: fx.Graph) -> None:
+    """Leave the graph its first input alone; others have only checks of their values."""
+    checks = graph.find_nodes(op="placeholder")[1:]
+    for node in graph.nodes:
+        before = node.all_input_nodes
+        if before and all(operand in checks for operand in before):
+            checks.append(node)
+    for node in reversed(checks):
+        graph.erase_node(node)
 
 
 def _replacement(channels: Channels, node: fx.Node) -> nn.Module | None:

@@ -1,4 +1,4 @@
-"""A pruned network as a file without its zeros, and back, bit for bit.
+"""A pruned network as a file without its zeros, and back, bit for bit but for the sign of zeros.
 
 A safetensors file. Each tensor of the ``state_dict`` is stored as whichever is smallest:
 
@@ -8,8 +8,8 @@ A safetensors file. Each tensor of the ``state_dict`` is stored as whichever is 
 - ``NAME#index`` and ``NAME#values``: the positions (int32, row-major) of those entries, cheaper
   below one entry in 32.
 
-Left out are the entries that are zero in all bits: a negative zero is stored. Shapes of sparse
-tensors are in the file's metadata.
+Left out are the entries that are zero, whatever their sign: a negative weight times a mask is -0.
+Shapes of sparse tensors are in the file's metadata.
 """
 
 import json
@@ -25,11 +25,14 @@ from torch import Tensor, nn
 from pai.records import write_bytes_atomically
 
 _LAYOUTS = ("#bitmap", "#index", "#values")
+_SIGNED_ZEROS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def save_sparse(model: nn.Module, path: str | Path) -> int:
     """Write all parameters and buffers of ``model``, without zeros, and return the bytes.
+
+    What is read again is the same bit for bit, but a zero may have lost its minus sign.
 
     Raises:
         ValueError: a tensor has a type that cannot be looked at bit by bit (complex numbers).
@@ -85,9 +88,9 @@ def load_sparse(model: nn.Module, path: str | Path) -> None:
 def _packed(name: str, value: Tensor) -> dict[str, Tensor]:
     if value.is_complex() or value.element_size() not in _INTEGERS:
         raise ValueError(f"{name!r}: tensors of type {value.dtype} cannot be stored sparsely")
-    flat = value.reshape(-1)
-    kept = flat.view(_INTEGERS[value.element_size()]) != 0
-    count, width = int(kept.sum()), value.element_size()
+    flat, width = value.reshape(-1), value.element_size()
+    kept = flat != 0 if value.dtype in _SIGNED_ZEROS else flat.view(_INTEGERS[width]) != 0
+    count = int(kept.sum())
     sizes = {"#bitmap": math.ceil(len(flat) / 8) + count * width, "#index": count * (4 + width)}
     layout = min(sizes, key=lambda key: sizes[key])
     if sizes[layout] >= len(flat) * width or len(flat) >= 2**31:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -37,14 +38,26 @@ def dense_mask(parameters: Mapping[str, Tensor]) -> Mask:
     return {name: torch.ones_like(p, dtype=torch.bool) for name, p in parameters.items()}
 
 
-def save_mask(mask: Mapping[str, Tensor], path: Path) -> None:
+def save_mask(mask: Mapping[str, Tensor], path: str | Path) -> None:
     """Write ``mask`` as safetensors, by rename."""
-    write_bytes_atomically(path, save({name: keep.cpu() for name, keep in mask.items()}))
+    write_bytes_atomically(Path(path), save({name: keep.cpu() for name, keep in mask.items()}))
 
 
-def load_mask(path: Path) -> Mask:
-    """Read a mask written by :func:`save_mask`."""
-    return dict(load_file(path))
+def load_mask(path: str | Path) -> Mask:
+    """Read a mask written by :func:`save_mask`.
+
+    Raises:
+        ValueError: the file is not safetensors, or holds something else than Booleans.
+        OSError: there is no such file.
+    """
+    try:
+        mask = dict(load_file(path))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    for name, keep in mask.items():
+        if keep.dtype != torch.bool:
+            raise ValueError(f"{path} is no mask: {name!r} is not Boolean")
+    return mask
 
 
 def mask_sha256(mask: Mapping[str, Tensor]) -> str:

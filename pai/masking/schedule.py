@@ -8,7 +8,7 @@ k is selected from its scores. Where a score multiplies by the weight it is the 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count, repeat
+from itertools import count, pairwise, repeat
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from pai.masking.ranking import Mask, check_mask
 from pai.masking.select import Rule, Scope, as_rule, check_sparsity, select
 from pai.objective import Batches, LossFn
-from pai.prunable import prunable_parameters
+from pai.prunable import check_scores, prunable_parameters
 from pai.state import masked_weights
 
+_CLOSE = 1e-9  # sparsities that differ by less are the same
 ScoreFn = Callable[[Mask | None], dict[str, Tensor]]
 """Scores all prunable weights of the network as pruned by the given mask (``None``: dense)."""
 
@@ -105,12 +106,25 @@ def iterate(
     """
     check_sparsity(sparsity)
     rule, goal = as_rule(scope), sparsity if towards is None else towards
+    rounds = _checked(schedule, sparsity)
     mask = within
-    for target in _ahead(schedule.sparsities(sparsity), rule, within):
+    for target in _ahead(rounds, rule, within):
         left = within if schedule.revive else mask
         mask = select(score(mask), target, rule, within=left, towards=goal)
     assert mask is not None, "a schedule has at least one round"
     return mask
+
+
+def _checked(schedule: Schedule, target: float) -> list[float]:
+    """Return the sparsities of a schedule, which anybody may have written."""
+    found = list(schedule.sparsities(target))
+    falls = any(later < earlier - _CLOSE for earlier, later in pairwise([0.0, *found]))
+    if not found or falls or abs(found[-1] - target) > _CLOSE:
+        raise ValueError(
+            f"schedule: the sparsities of {type(schedule).__name__} must rise and end at the "
+            f"target {target}; they are {found}"
+        )
+    return [*found[:-1], target]
 
 
 def _ahead(sparsities: list[float], rule: Rule, within: Mask | None) -> list[float]:
@@ -157,9 +171,13 @@ def find_mask(
         towards: the final sparsity, if ``sparsity`` is one on the way to it.
 
     Raises:
-        ValueError: see :func:`pai.select`; or the model has no prunable weights; or the schedule
-            asks for samples per round that ``batches`` cannot give.
+        ValueError: see :func:`pai.select`; or the model has no prunable weights; a callable that is
+            no scorer of pai's leaves some out; or the schedule asks for samples per round that
+            ``batches`` cannot give, or does not rise to the sparsity.
     """
+    for kind, value in (("scorer", scorer), ("schedule", schedule)):
+        if isinstance(value, str):
+            raise ValueError(f"{kind}: give the object itself, pai.load_{kind}({value!r})")
     parameters = prunable_parameters(model, include_classifier=include_classifier)
     if not parameters:
         raise ValueError("the model has no prunable weights")
@@ -170,9 +188,11 @@ def find_mask(
 
     def score(mask: Mask | None) -> dict[str, Tensor]:
         with masked_weights(model, mask):
-            return scorer(
+            scores = scorer(
                 model, next(rounds), loss_fn=loss_fn, generator=generator, parameters=parameters
             )
+        check_scores(scores, parameters)
+        return scores
 
     return iterate(score, schedule, sparsity, scope, within=within, towards=towards)
 

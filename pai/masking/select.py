@@ -51,10 +51,10 @@ Scope = str | Budget | Rule
 
 
 def check_sparsity(sparsity: float) -> None:
-    """Raise ``ValueError`` unless ``0 <= sparsity < 1``."""
-    if not 0 <= sparsity < 1:
+    """Raise ``ValueError`` unless ``sparsity`` is a number with ``0 <= sparsity < 1``."""
+    if not isinstance(sparsity, int | float) or not 0 <= sparsity < 1:
         raise ValueError(
-            f"sparsity must be at least 0 and below 1 (the fraction removed), got {sparsity}"
+            f"sparsity must be at least 0 and below 1 (the fraction removed), got {sparsity!r}"
         )
 
 
@@ -154,8 +154,12 @@ def as_rule(scope: Scope) -> Rule:
     """
     if isinstance(scope, Rule):
         return scope
-    if not isinstance(scope, str):
+    if callable(scope):
         return PerLayer(scope)
+    if not isinstance(scope, str):
+        raise ValueError(
+            f"scope must be a text such as 'global', a rule or a budget, got {scope!r}"
+        )
     if scope in _NAMED:
         return _NAMED[scope]
     pattern = parse_pattern(scope)

@@ -11,7 +11,7 @@ from pai.errors import ConfigError
 from pai.finite import check_finite, first_source
 from pai.memory import within_memory
 from pai.objective import Batches, LossFn, Named, check_batches
-from pai.prunable import chosen_or_prunable
+from pai.prunable import check_scores, chosen_or_prunable
 from pai.scorers.memo import remembered
 from pai.state import scoring_mode
 
@@ -56,8 +56,9 @@ class Scorer(ABC):
             RunError: a score is NaN or infinite; the parameter is named. Or memory does not suffice
                 for a single sample, or for what the method never cuts.
             ValueError: ``batches`` is empty, can be read only once, has other things in it than
-                pairs of tensors or does not fit the method; there is nothing to score; or weights
-                are complex.
+                pairs of tensors or does not fit the method; there is nothing to score, or it is
+                not the model's; weights are complex; or there are no scores of a parameter, or
+                not in its shape.
         """
         batches = check_batches(batches)
         parameters = chosen_or_prunable(model, parameters)
@@ -69,6 +70,7 @@ class Scorer(ABC):
 
         def compute() -> dict[str, Named]:
             found = within_memory(score, model, generator, self.uncut)
+            check_scores(found, parameters)
             return {"scores": {name: value.detach() for name, value in found.items()}}
 
         with scoring_mode(model):

@@ -42,6 +42,7 @@ def diagonal(estimator: Any, model: nn.Module, batches: Any, **options: Any) -> 
     return flatten(found)
 
 
+@pytest.mark.filterwarnings("ignore:targets are real numbers that do not sum to 1")
 @pytest.mark.parametrize("positions", [(), (2,)], ids=str)
 def test_several_classes_at_once(positions: tuple[int, ...]) -> None:
     """There the Hessian of cross-entropy is that of one class times the sum of the targets."""
@@ -64,11 +65,33 @@ def test_one_class_is_the_same_as_a_row_that_says_so() -> None:
                            diagonal(estimator, model, [(x, rows)]))  # fmt: skip
 
 
-@pytest.mark.parametrize("estimator", ["exact_ggn", "mc_fisher"])
-def test_targets_with_a_negative_sum_are_refused(estimator: str) -> None:
+EVERY = pytest.mark.parametrize(
+    "estimator", ["empirical_fisher", "mc_fisher", "exact_ggn", "hutchinson"]
+)
+
+
+@pytest.mark.filterwarnings("ignore:targets are real numbers that do not sum to 1")
+@EVERY
+def test_targets_below_zero_are_no_classes(estimator: str) -> None:
     model, x, y = problem(())
-    y[5] = -1.0
-    with pytest.raises(ValueError, match=r"classes or probabilities.* that sum to -3"):
+    y[5, 1] = -1.0
+    with pytest.raises(ValueError, match=r"^targets are real numbers below zero \(-1\).*loss_fn="):
+        diagonal(estimator, model, [(x, y)])
+
+
+@EVERY
+def test_targets_that_are_no_probabilities_are_warned_of(estimator: str) -> None:
+    model, x, y = problem(())
+    with pytest.warns(UserWarning, match=r"do not sum to 1 \(but to .*loss_fn="):
+        diagonal(estimator, model, [(x, y)])
+    diagonal(estimator, model, [(x, (y + 1) / (y + 1).sum(1, keepdim=True))])  # would warn
+
+
+@EVERY
+def test_a_single_output_has_no_classes(estimator: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 1)).double()
+    x, y = torch.randn(6, 4).double(), torch.ones(6, 1).double()
+    with pytest.raises(ValueError, match=r"one output|logits"):
         diagonal(estimator, model, [(x, y)])
 
 

@@ -131,3 +131,20 @@ def test_effective_sparsity_of_the_model_families(model: nn.Module, side: int) -
     if isinstance(model, type(vgg(num_classes=3, in_channels=2))):
         centre = found[previous][:, :, 1, 1]  # the taps that never fall on padding
         assert centre[0].all() and not found[previous][1:].any()
+
+
+def test_a_mask_is_written_and_read_by_name(tmp_path: Path) -> None:
+    mask = {"weight": torch.tensor([True, False])}
+    pai.save_mask(mask, str(tmp_path / "mask.safetensors"))
+    assert torch.equal(pai.load_mask(str(tmp_path / "mask.safetensors"))["weight"], mask["weight"])
+
+
+def test_what_is_no_mask_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "junk").write_bytes(b"junk")
+    with pytest.raises(ValueError, match="junk is not a safetensors file"):
+        pai.load_mask(tmp_path / "junk")
+    pai.save_mask({"weight": torch.ones(2)}, tmp_path / "numbers")
+    with pytest.raises(ValueError, match="numbers is no mask: 'weight' is not Boolean"):
+        pai.load_mask(tmp_path / "numbers")
+    with pytest.raises(FileNotFoundError):
+        pai.load_mask(tmp_path / "nothing")

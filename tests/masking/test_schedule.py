@@ -214,3 +214,25 @@ def test_a_model_without_prunable_weights_is_refused() -> None:
     batches = [(torch.zeros(1, 3), torch.tensor([0]))]
     with pytest.raises(ValueError, match="no prunable weights"):
         pai.find_mask(nn.Linear(3, 2), batches, pai.load_scorer("magnitude"), sparsity=0.5)
+
+
+@pytest.mark.parametrize("sparsities", [[], [0.45], [0.95, 0.9], [0.5, 0.2, 0.9], [-0.1, 0.9]])
+def test_a_schedule_of_ones_own_rises_and_ends_at_the_target(sparsities: list[float]) -> None:
+    class Own(Schedule):
+        def sparsities(self, target: float) -> list[float]:
+            return sparsities
+
+    def score(mask: Any) -> dict[str, Tensor]:
+        return {"weight": torch.arange(100.0)}
+
+    with pytest.raises(ValueError, match=r"^schedule: the sparsities of Own must rise and end at"):
+        iterate(score, Own(), 0.9, "global")
+
+
+def test_a_schedule_may_miss_the_target_by_rounding() -> None:
+    class Own(Schedule):
+        def sparsities(self, target: float) -> list[float]:
+            return [target / 3, target / 3 - 1e-12, target + 1e-12]
+
+    mask = iterate(lambda mask: {"weight": torch.arange(100.0)}, Own(), 0.9, "global")
+    assert int(mask["weight"].sum()) == 10

@@ -123,3 +123,15 @@ def test_unknown_scope_empty_scores_and_a_too_small_mask_are_refused() -> None:
     nothing = {"a": torch.zeros(4, dtype=torch.bool)}
     with pytest.raises(ValueError, match="fewer than 2"):
         pai.select({"a": torch.ones(4)}, sparsity=0.5, within=nothing)
+
+
+@pytest.mark.parametrize("sparsity", ["0.9", None, 1.0, -0.1, float("nan")])
+def test_a_sparsity_is_a_number_below_one(sparsity: Any) -> None:
+    with pytest.raises(ValueError, match=r"^sparsity must be at least 0 and below 1"):
+        pai.select({"weight": torch.arange(4.0)}, sparsity)
+
+
+@pytest.mark.parametrize("scope", [None, 3, ["global"]])
+def test_a_scope_is_a_text_or_a_rule(scope: Any) -> None:
+    with pytest.raises(ValueError, match=r"^scope must be a text such as 'global'.* got"):
+        pai.select({"weight": torch.arange(4.0)}, 0.5, scope)

@@ -1,5 +1,6 @@
 """What callers get wrong is said in a line, or warned of, before numbers are wrong."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pai
+import pai.scorers.base
 from pai.errors import ConfigError, RunError
 
 X, Y = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
@@ -76,7 +78,74 @@ def test_a_loss_that_is_one_is_not(loss: Any) -> None:
 @pytest.mark.parametrize("name", ["md", "gd"])
 def test_real_targets_have_no_fisher_of_labels(name: str) -> None:
     with pytest.raises(ValueError, match="targets must be classes"):
-        pai.load_scorer(name)(mlp(), [(X, torch.randn(6))])
+        pai.load_scorer(name)(mlp(), [(X, torch.rand(6))])
+
+
+@pytest.mark.parametrize("name", ["snip", "fd", "hd", "gd", "grasp", "prospr", "grad_norm"])
+def test_a_loss_that_was_forgotten_is_noticed(name: str) -> None:
+    one = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 1))
+    with pytest.raises(ValueError, match=r"^(the model has one output|.*logits)"):
+        pai.load_scorer(name)(one, [(X, torch.ones(6, 1))])
+    with pytest.raises(ValueError, match=r"^targets are real numbers below zero.*loss_fn="):
+        pai.load_scorer(name)(mlp(), [(X, torch.randn(6, 3))])
+
+
+@pytest.mark.parametrize(
+    ("batch", "got"), [((X,), "1"), ((X, Y, Y), "3"), ({"x": X}, "dict")],
+    ids=["single", "triple", "dict"],
+)  # fmt: skip
+def test_a_batch_is_a_pair(batch: Any, got: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^a batch must be a pair \(inputs, targets\), got {got}"
+    ):
+        pai.load_scorer("snip")(mlp(), [batch])
+
+
+@pytest.mark.parametrize("name", ["snip", "fts", "magnitude", "synflow"])
+def test_parameters_of_another_model_are_refused(name: str) -> None:
+    parameters = pai.prunable_parameters(mlp())
+    with pytest.raises(ValueError, match=r"^parameters: '0\.weight' is no parameter of this model"):
+        pai.load_scorer(name)(mlp(), [(X, Y)], parameters=parameters)
+    with pytest.raises(ValueError, match=r"^parameters must be a dict .* got a list"):
+        pai.load_scorer(name)(mlp(), [(X, Y)], parameters=["0.weight"])
+
+
+ODD_SCORES: list[tuple[Any, str]] = [
+    (lambda p: None, "returns a dict .* returned a NoneType"),
+    (lambda p: dict(list(p.items())[1:]), r"no scores for '0\.weight'"),
+    (lambda p: {n: v.flatten() for n, v in p.items()}, r"the scores of '0\.weight' have shape"),
+    (lambda p: dict.fromkeys(p, 1.0), r"the scores of '0\.weight' have shape none"),
+    (lambda p: p | {"bias": torch.ones(2)}, "scores for 'bias', which it was not given"),
+]
+
+
+@pytest.mark.parametrize(("scores", "message"), ODD_SCORES)
+def test_scores_are_those_of_all_parameters_in_their_shapes(scores: Any, message: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.Linear(5, 3))
+
+    @dataclass(frozen=True)
+    class Own(pai.scorers.base.Scorer):
+        def score(self, model: Any, batches: Any, parameters: Any, **options: Any) -> Any:
+            return scores({n: p.detach().abs() for n, p in parameters.items()})
+
+    with pytest.raises(ValueError, match=message):
+        Own()(model, [(X, Y)])
+
+    def plain(model: Any, batches: Any, *, parameters: Any, **options: Any) -> Any:
+        return scores({n: p.detach().abs() for n, p in parameters.items()})
+
+    with pytest.raises(ValueError, match=message):
+        pai.find_mask(model, [(X, Y)], plain, sparsity=0.5)
+
+
+@pytest.mark.parametrize("asked", [{"scorer": "synflow"}, {"schedule": "exponential"}])
+def test_names_are_not_the_objects(asked: Any) -> None:
+    options = {"scorer": pai.load_scorer("snip"), "sparsity": 0.5, **asked}
+    ((kind, name),) = asked.items()
+    with pytest.raises(
+        ValueError, match=rf"^{kind}: give the object itself, pai.load_{kind}\('{name}'"
+    ):
+        pai.find_mask(mlp(), [(X, Y)], **options)
 
 
 @pytest.mark.parametrize("name", ["magnitude", "fd", "snip"])
