@@ -18,7 +18,7 @@ def describe(jobs: Sequence[Job], plans: Sequence[Plan]) -> str:
     done = [(cost, record) for cost, record in zip(costs, records, strict=True)
             if record is not None and record["status"] == "completed"]  # fmt: skip
     known = {key for cost, _ in done for key in cost.shared}
-    lines, todo, score, train, computed = [], 0, 0.0, 0.0, 0
+    lines, todo, score, train, select_s, computed = [], 0, 0.0, 0.0, 0.0, 0
     for job, cost, record in zip(jobs, costs, records, strict=True):
         state = "missing" if record is None else _STATUS.get(record["status"], "interrupted")
         if state == "interrupted" and is_held(job.run_dir):
@@ -26,7 +26,7 @@ def describe(jobs: Sequence[Job], plans: Sequence[Plan]) -> str:
         here = _unshared(cost, known)
         if state != "done":
             todo, score, train = todo + 1, score + here, train + cost.train
-            computed += here > 0
+            computed, select_s = computed + (here > 0), select_s + cost.select_s
             known |= set(cost.shared)
         note = "" if state == "done" else (
             f"  {_flops(here) if here or not cost.score else 'shared'} scoring, "
@@ -48,10 +48,11 @@ def describe(jobs: Sequence[Job], plans: Sequence[Plan]) -> str:
         if speed is None:
             speed = measured_speed(plans[0], estimator.forward(plans[0]))
             source = f"training steps of the first job's network just now on {plans[0].device}"
-        time = _duration((score + train) / speed)
+        time = _duration((score + train) / speed + select_s)
         lines.append(
-            f"estimate: {time} for one job after another, at {_flops(speed)}/s, from "
-            f"{source}; start-up, loading and evaluation are not in it"
+            f"estimate: {time} for one job after another, at {_flops(speed)}/s, from {source}; "
+            f"{_duration(select_s)} of it for selecting masks, one of which was timed just now; "
+            f"start-up, loading, evaluation and the report of the mask are not in it"
         )
     return "\n".join(lines)
 

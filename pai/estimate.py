@@ -8,13 +8,16 @@ sample. A graph network computes the whole graph for any number of nodes, so its
 than counted, by a factor up to the batch size; its measured speed is counted alike. Scoring costs
 as many forward passes as the scorer makes on a small network, where it is run on one and on two
 samples; so it is counted for any scorer, but for a network of another kind it is only about right.
+
+Selecting a mask has no FLOPs. One selection among random scores is timed, and a round that selects
+among the share ``d`` of the weights that earlier rounds have left takes ``d`` times as long.
 """
 
 import json
 import math
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +27,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pai.flops import forward_cost
+from pai.masking.effective import Connectivity
+from pai.masking.select import select
 from pai.models.resnet import thin_resnet
 from pai.plan import Plan
+from pai.prunable import prunable_parameters
 from pai.scorers.memo import remembering
 
 _MEASURED_FLOPS = 2e9
@@ -33,13 +39,14 @@ _MEASURED_FLOPS = 2e9
 
 @dataclass(frozen=True)
 class JobCost:
-    """FLOPs of one job (2 per multiply-accumulate, dense network).
+    """FLOPs of one job (2 per multiply-accumulate, dense network), seconds of its selections.
 
     ``shared`` names what is computed for scoring if the cache can share it with other jobs.
     """
 
     score: float
     train: float
+    select_s: float
     shared: tuple[str, ...]
 
 
@@ -49,6 +56,7 @@ class Estimator:
     def __init__(self) -> None:
         self._forward: dict[str, int] = {}
         self._passes: dict[str, tuple[float, float, tuple[str, ...]]] = {}
+        self._selection: dict[str, tuple[float, float]] = {}
 
     def cost(self, plan: Plan) -> JobCost:
         """Return what a job costs if it shares nothing."""
@@ -56,7 +64,7 @@ class Estimator:
         forward = self.forward(plan)
         train = 3.0 * forward * spec.training_samples * _epochs(plan)
         if plan.scorer.keeps_everything:
-            return JobCost(0.0, train, ())
+            return JobCost(0.0, train, 0.0, ())
         about = json.dumps([config["scorer"], spec.outputs()[1]])
         if about not in self._passes:
             self._passes[about] = _passes(plan)
@@ -71,7 +79,19 @@ class Estimator:
         )  # fmt: skip
         subject = json.dumps({part: config.get(part) for part in parts}, sort_keys=True)
         alone = rounds > 1 or plan.baseline.trains or config["scoring"]["cache_dir"] is None
-        return JobCost(score, train, () if alone else tuple(f"{subject} {key}" for key in keys))
+        shared = () if alone else tuple(f"{subject} {key}" for key in keys)
+        return JobCost(score, train, self.selection_s(plan), shared)
+
+    def selection_s(self, plan: Plan) -> float:
+        """Return the seconds of all selections of a mask."""
+        parts = ("model", "dataset", "scope", "sparsity_is", "include_classifier", "device")
+        about = json.dumps([plan.config[part] for part in parts])
+        if about not in self._selection:
+            self._selection[about] = _selection(plan)
+        once, effective = self._selection[about]
+        sparsities = plan.schedule.sparsities(plan.config["sparsity"])
+        removed = [0.0 if plan.schedule.revive else s for s in (0.0, *sparsities[:-1])]
+        return plan.baseline.rounds * once * sum(1 - s for s in removed) + effective
 
     def forward(self, plan: Plan) -> int:
         """Return the FLOPs of a forward pass of one sample."""
@@ -97,6 +117,35 @@ def measured_speed(plan: Plan, forward: int) -> float:
             torch.cuda.synchronize(plan.device)
         seconds.append(time.perf_counter() - started)
     return 3 * forward * count / min(seconds)
+
+
+def _selection(plan: Plan) -> tuple[float, float]:
+    """Return the seconds of a selection among all weights, and those of the effective sparsity.
+
+    The latter tries as many masks as it takes to halve the number of weights down to one, and
+    follows the paths of each.
+    """
+    config, device = plan.config, plan.device
+    with torch.random.fork_rng(devices=[]):
+        model = plan.build_model().to(device)
+    stream = torch.Generator(device).manual_seed(0)
+    parameters = prunable_parameters(model, include_classifier=config["include_classifier"])
+    scores = {n: torch.rand(p.shape, generator=stream, device=device)
+              for n, p in parameters.items()}  # fmt: skip
+    once = _seconds(lambda: select(scores, config["sparsity"], plan.rule), device)
+    if config["sparsity_is"] == "direct":
+        return once, 0.0
+    connectivity = Connectivity(model, plan.spec.inputs()[:1].to(device))
+    paths = _seconds(lambda: connectivity.paths({}), device)
+    return once, (once + paths) * math.log2(sum(p.numel() for p in parameters.values()))
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
 
 
 def recorded_speed(done: Sequence[tuple[JobCost, Mapping[str, Any]]]) -> float | None:

@@ -24,7 +24,7 @@ def test_a_dry_run_lists_the_jobs_and_leaves_nothing(
     assert text.count("missing") == 4
     assert "4 jobs: 0 done, 4 to run" in text
     assert "2 score computations" in text
-    assert re.search(r"estimate: \S+ seconds .* just now on cpu", text)
+    assert re.search(r"estimate: \S+ seconds .* just now on cpu; \S+ seconds of it for sel", text)
     assert len([line for line in text.splitlines() if "scorer=snip" in line]) == 2
     assert list(tmp_path.iterdir()) == []
 
@@ -91,6 +91,20 @@ def test_scoring_costs_what_the_scorer_does() -> None:
     assert many - few == pytest.approx(2 * 9, rel=0.5)  # a Hessian-vector product is about 9
     rounds = passes("scorer=snip", "schedule=exponential", "schedule.rounds=5")
     assert rounds == pytest.approx(5 * passes("scorer=snip"))
+
+
+def test_rounds_of_selection_are_charged_by_the_weights_they_select_among() -> None:
+    estimator = Estimator()
+
+    def seconds(*overrides: str) -> float:
+        return estimator.cost(plan("sparsity=0.75", *overrides)).select_s
+
+    once = seconds()
+    rounds = ("schedule=exponential", "schedule.rounds=2")
+    assert once > 0
+    assert seconds(*rounds) == pytest.approx(once * (1 + 0.5))  # half is left after the first
+    assert seconds(*rounds, "schedule.revive=true") == pytest.approx(once * 2)
+    assert seconds("sparsity_is=effective") > seconds("scorer=none") == 0
 
 
 def test_scores_are_shared_as_the_cache_shares_them() -> None:
