@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from sweep_records import record, write
-from tiny import config, image_folder, jobs
+from tiny import LABELS, TINY, config, image_folder, jobs
 from torch import nn
 
 import pai
@@ -18,6 +18,7 @@ from pai.library import available
 from pai.output import SCORES_FILE
 from pai.plan import prepare
 from pai.prunable import prunable_parameters
+from pai.runner import run
 from pai.schema import GROUPS, Scoring, Seeds, TopLevel, check_config
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +41,10 @@ def recipe(name: str) -> tuple[str, str]:
     return found
 
 
-def test_the_python_example_of_the_readme_runs_as_written() -> None:
+def test_the_python_example_of_the_readme_runs_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (example,) = blocks("README.md", "python")
     names: dict[str, Any] = {}
     exec(compile(example, "README.md", "exec"), names)
@@ -200,6 +204,36 @@ def test_the_recipe_for_a_model_works_as_written(
     with pytest.raises(ConfigError, match="model: width must be at least 1, got 0"):
         prepare(whole)
     sys.modules.pop("recipe_model", None)
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "wrong"),
+    [
+        ("dataset", "stripes", {"per_class": 3}),
+        ("schedule", "halving", {"rounds": 0}),
+        ("warmup", "noise", {"num_batches": 0}),
+    ],
+)
+def test_the_recipe_for_another_component_works_as_written(
+    group: str, name: str, wrong: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, text = recipe(name)
+    (tmp_path / f"recipe_{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PAI_TRUSTED_PACKAGES", f"recipe_{name}")
+    node = yaml.safe_load(text.replace(f"my_package.{name}", f"recipe_{name}"))
+    found = run(prepare(config(*TINY) | {group: node}), tmp_path / "run", LABELS)
+    assert found["status"] == "completed"
+    assert found["mask"]["sparsity"] == pytest.approx(0.9, abs=1e-3)
+    if group == "dataset":
+        assert (found["data"]["train"], found["data"]["test"]) == (270, 30)
+        assert found["metrics"]["test_accuracy"] > 0.5  # chance is a third
+    if group == "warmup":
+        assert found["warmup"]["batches"] == 10
+    ((option, value),) = wrong.items()
+    with pytest.raises(ConfigError, match=f"{group}: {option} must be at least .*, got {value}"):
+        prepare(config(*TINY) | {group: node | wrong})
+    sys.modules.pop(f"recipe_{name}", None)
 
 
 def test_the_public_names_are_importable_and_documented() -> None:
