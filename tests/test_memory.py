@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -116,6 +117,20 @@ def test_curvature_that_runs_out_of_memory_starts_over(
     with pytest.warns(UserWarning, match="starting over with"):
         found = pai.curvature_diagonal(model, batches, "empirical_fisher", loss_fn=loss)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
+
+
+def test_it_starts_over_with_the_same_random_numbers(
+    small: tuple[nn.Module, list[tuple[Tensor, Tensor]]],
+) -> None:
+    model, batches = small
+    options: Any = {"estimator": "hutchinson", "num_probes": 2}
+    expected, used = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    truth = pai.curvature_diagonal(model, batches, generator=expected, **options)
+    loss = limited(5, torch.OutOfMemoryError)
+    with pytest.warns(UserWarning, match="starting over with"):
+        found = pai.curvature_diagonal(model, batches, generator=used, loss_fn=loss, **options)
+    torch.testing.assert_close(found, truth, rtol=1e-9, atol=1e-13)
+    assert torch.equal(used.get_state(), expected.get_state())
 
 
 @pytest.mark.filterwarnings("ignore:scoring ran out of memory")

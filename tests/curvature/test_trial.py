@@ -216,8 +216,24 @@ def used_outside(again: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Prob
     return problem
 
 
+class InTuples(nn.Module):
+    """A layer whose output a hook puts into a tuple, and one without weights at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.empty = nn.Linear(1, 5)
+        self.empty.weight = nn.Parameter(torch.empty(5, 0))  # torch warns of filling it
+        self.layer.register_forward_hook(lambda module, inputs, output: (output,))
+
+    def forward(self, x: Tensor) -> Tensor:
+        (out,) = self.layer(x)
+        return self.head(torch.tanh(out + self.empty(x[:, :0])))
+
+
 PROBLEMS: dict[str, Callable[[], Problem]] = {
     "flat tokens": flat_tokens,
+    "in tuples": lambda: (InTuples(), torch.randn(N, 4), labels()),
     "experts": experts,
     "no tokens for an expert": no_tokens_for_an_expert,
     "keyword": calling(lambda layer, x: layer(input=x)),
@@ -236,6 +252,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "its transpose used": used_outside(lambda x, w: x @ w.T),
     "a view of it used": used_outside(lambda x, w: x @ w.view(4, 4)),
     "used among others": used_outside(lambda x, w: x @ torch.cat([w, w])[:4]),
+    "its halves used": used_outside(lambda x, w: x @ torch.cat(w.chunk(2))),
     "its numbers used": used_outside(lambda x, w: x * w.detach().norm() * w.data[0]),
 }
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -371,3 +372,39 @@ def test_a_run_prunes_to_an_effective_sparsity(tmp_path: Path) -> None:
 def test_an_effective_target_needs_scores_that_do_not_depend_on_it(override: str) -> None:
     with pytest.raises(ConfigError, match=r"sparsity_is: effective .* use schedule=oneshot"):
         check("sparsity_is=effective", override)
+
+
+def test_the_cut_is_named_where_layers_follow_each_other_directly() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 2, 1))
+    names = ("0.weight", "1.weight", "2.weight")
+    for cut in names:
+        mask = {n: torch.full(model.get_parameter(n).shape, n != cut) for n in names}
+        assert Connectivity(model, torch.zeros(1, 2, 4, 4)).paths(mask).cut_at == cut
+
+
+def test_a_layer_that_is_not_used_has_no_effect() -> None:
+    class Spare(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self[0](x)
+            return out
+
+    model = Spare(nn.Linear(3, 2), nn.Linear(3, 4))
+    mask = {n: torch.ones_like(model.get_parameter(n), dtype=torch.bool)
+            for n in ("0.weight", "1.weight")}  # fmt: skip
+    effective = Connectivity(model, torch.zeros(1, 3)).paths(mask).effective
+    assert effective["0.weight"].all()
+    assert effective["1.weight"].shape == (4, 3) and not effective["1.weight"].any()
+
+
+@pytest.mark.parametrize("place", ["surrogate", "Connectivity._pull"])
+def test_a_rule_that_does_not_fit_is_named(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: Any) -> Any:
+        raise TypeError("an odd operand")
+
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    connectivity = Connectivity(model, torch.zeros(1, 3))
+    mask = {"0.weight": torch.ones(4, 3, dtype=torch.bool)}
+    monkeypatch.setattr(f"pai.masking.effective.{place}", fails)
+    message = r"^the rule of aten\.\S+ does not apply: an odd operand$"
+    with pytest.raises(NotDefinedError, match=message):
+        connectivity.paths(mask)

@@ -197,6 +197,17 @@ def test_complex_weights_are_not_scored(name: str) -> None:
         pai.load_scorer(name)(model, [(X, Y)], parameters=named)
 
 
+def test_the_default_diagonal_is_the_exact_one_and_others_have_names() -> None:
+    model = mlp()
+    default = pai.curvature_diagonal(model, [(X, Y)])["0.weight"]
+    assert torch.equal(default, pai.curvature_diagonal(model, [(X, Y)], "exact_ggn")["0.weight"])
+    message = (
+        r"^estimator: 'fisher' is not one of empirical_fisher, mc_fisher, exact_ggn, hutchinson"
+    )
+    with pytest.raises(ValueError, match=message):
+        pai.curvature_diagonal(model, [(X, Y)], "fisher")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("estimator", ["empirical_fisher", "mc_fisher", "exact_ggn", "hutchinson"])
 def test_curvature_has_real_weights_and_some(estimator: Any) -> None:
     model = Complex(layer=True)
