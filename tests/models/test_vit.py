@@ -77,7 +77,7 @@ def test_a_run_without_batchnorm_says_that_the_warmup_had_nothing_to_do(
     plan = prepare(config("model=vit_cifar", *tiny, "scorer=snip", "logger=none", "device=cpu"))
     with caplog.at_level(logging.INFO, logger="pai"):
         run(plan, tmp_path, LABELS)
-    (line,) = [line for line in caplog.messages if "warmup" in line]
+    (line,) = [line for line in caplog.messages if line.startswith("warmup:")]
     assert "no BatchNorm layer, there is nothing to do" in line
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["status"] == "completed"
