@@ -152,7 +152,7 @@ def test_eight_processes_share_cache_and_data(tmp_path: Path) -> None:
 
 
 def test_two_processes_in_one_directory_are_kept_apart(tmp_path: Path) -> None:
-    long = (*EVERY_PHASE, "training.epochs=60")
+    long = (*EVERY_PHASE, "training.epochs=6000")  # longer than a second one takes to start
     first = start(*long, cwd=tmp_path)
     record = tmp_path / "run" / "record.json"
     while first.poll() is None and not (record.exists() and record_in(record.parent)["history"]):
