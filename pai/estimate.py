@@ -97,25 +97,17 @@ class Estimator:
         """Return the FLOPs of a forward pass of one sample."""
         about = json.dumps([plan.config["model"], plan.config["dataset"]])
         if about not in self._forward:
-            with torch.random.fork_rng(devices=[]):
-                model = plan.build_model()
-            self._forward[about] = forward_cost(model, {}, _samples(plan, 1)).forward_flops_dense
+            cost = forward_cost(_model(plan), {}, _samples(plan, 1))
+            self._forward[about] = cost.forward_flops_dense
         return self._forward[about]
 
 
 def measured_speed(plan: Plan, forward: int) -> float:
     """Return the FLOPs per second of training steps of the plan's network on its device."""
-    with torch.random.fork_rng(devices=[]):
-        model = plan.build_model().to(plan.device).train()
+    model = _model(plan).to(plan.device).train()
     count = max(2, min(plan.training.batch_size, round(_MEASURED_FLOPS / (3 * max(1, forward)))))
     samples = _samples(plan, count).to(plan.device)
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        model(samples).sum().backward()
-        if plan.device.type == "cuda":
-            torch.cuda.synchronize(plan.device)
-        seconds.append(time.perf_counter() - started)
+    seconds = [_seconds(lambda: model(samples).sum().backward(), plan.device) for _ in range(3)]
     return 3 * forward * count / min(seconds)
 
 
@@ -126,8 +118,7 @@ def _selection(plan: Plan) -> tuple[float, float]:
     follows the paths of each.
     """
     config, device = plan.config, plan.device
-    with torch.random.fork_rng(devices=[]):
-        model = plan.build_model().to(device)
+    model = _model(plan).to(device)
     stream = torch.Generator(device).manual_seed(0)
     parameters = prunable_parameters(model, include_classifier=config["include_classifier"])
     scores = {n: torch.rand(p.shape, generator=stream, device=device)
@@ -138,6 +129,12 @@ def _selection(plan: Plan) -> tuple[float, float]:
     connectivity = Connectivity(model, plan.spec.inputs()[:1].to(device))
     paths = _seconds(lambda: connectivity.paths({}), device)
     return once, (once + paths) * math.log2(sum(p.numel() for p in parameters.values()))
+
+
+def _model(plan: Plan) -> nn.Module:
+    """Return the plan's network; the random numbers of the process stay where they are."""
+    with torch.random.fork_rng(devices=[]):
+        return plan.build_model()
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

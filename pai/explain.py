@@ -72,13 +72,13 @@ def _unknown(key: str, name: str, overrides: list[str]) -> str:
     composed, choices = _composed(name, overrides)
     parent, _, last = key.rpartition(".")
     group, _, inside = key.partition(".")
-    siblings = _siblings(key, composed)
+    siblings, given = _siblings(key, composed), _given(key, overrides)
     leaves: Any = OmegaConf.to_container(composed, resolve=False)
     elsewhere = [path for path in flatten(leaves) if path.endswith(f".{last}")]
     left_out = _left_out(parent, composed)
     others = _choices_with(group, inside) if group in choices else []
     if last in left_out:
-        hint = f"; its file leaves this option out: write +{key}={_given(key, overrides) or '...'}"
+        hint = f"; its file leaves this option out: write +{key}={given or '...'}"
     elif others:
         hint = (
             f"; {group}={choices[group]} has no {inside}, it is an option of "
@@ -88,7 +88,6 @@ def _unknown(key: str, name: str, overrides: list[str]) -> str:
         hint = f"; did you mean {' or '.join(elsewhere)}?"
     else:
         hint = nearest(last, [*siblings, *left_out])
-    given = _given(key, overrides)
     says = f" (given {given})" if given is not None else ""
     names = ", ".join([*siblings, *left_out]) or ("no option" if group in choices else "")
     return f"{key}: unknown key{says}{hint}{f' (known: {names})' if names else ''}"

@@ -103,7 +103,7 @@ def require_labels(targets: Tensor) -> None:
     """
     if targets.is_floating_point():
         _require_probabilities(targets)
-    if not targets.is_floating_point() and bool((targets < 0).any()):
+    elif bool((targets < 0).any()):
         raise ValueError(
             f"targets are negative ({int(targets.min())}): positions cannot be ignored while "
             f"scoring; leave them out, or give a loss_fn that is a mean over samples"

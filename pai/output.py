@@ -34,13 +34,19 @@ def remove_checkpoints(run_dir: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _mask_fault(path: Path, record: Mapping[str, Any]) -> str:
-    """Return why the file is not the mask of ``record``, or an empty string."""
+def _mask_of(record: Mapping[str, Any], path: Path) -> Mask:
+    """Return the mask in a file.
+
+    Raises:
+        ValueError: it cannot be read, or is not the one of ``record``.
+    """
     try:
-        same = mask_sha256(load_mask(path)) == record["mask"]["sha256"]
+        mask = load_mask(path)
     except (OSError, ValueError) as error:
-        return f"{path} cannot be read: {error}"
-    return "" if same else f"{path} is not the mask of the record"
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if mask_sha256(mask) != record["mask"]["sha256"]:
+        raise ValueError(f"{path} is not the mask of the record")
+    return mask
 
 
 def is_complete(run_dir: Path, record: Mapping[str, Any], setting: str) -> None:
@@ -50,11 +56,14 @@ def is_complete(run_dir: Path, record: Mapping[str, Any], setting: str) -> None:
         ConfigError: there is a mask that is not the one of its record; names ``setting``.
     """
     path = run_dir / MASK_FILE
-    if path.exists() and (fault := _mask_fault(path, record)):
-        raise ConfigError(
-            f"{setting}: {fault}, which is of a completed run; remove the directory to run again, "
-            f"or choose another"
-        )
+    if path.exists():
+        try:
+            _mask_of(record, path)
+        except ValueError as fault:
+            raise ConfigError(
+                f"{setting}: {fault}, which is of a completed run; remove the directory to run "
+                f"again, or choose another"
+            ) from fault
     _log.info("%s is complete already: nothing is done", run_dir)
 
 
@@ -123,11 +132,12 @@ class Output:
         Raises:
             RunError: it cannot be read, or is not the one of the record.
         """
-        path = self._run_dir / MASK_FILE
-        if fault := _mask_fault(path, self._record):
-            raise RunError(f"{fault}; remove {CHECKPOINT_FILE} beside it to start over")
+        try:
+            mask = _mask_of(self._record, self._run_dir / MASK_FILE)
+        except ValueError as fault:
+            raise RunError(f"{fault}; remove {CHECKPOINT_FILE} beside it to start over") from fault
         _log.info("continuing from %s", self.checkpoint)
-        return load_mask(path)
+        return mask
 
     def show_mask(self) -> None:
         """Track the mask; warn of layers that lost every weight."""

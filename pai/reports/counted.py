@@ -78,17 +78,13 @@ def one_each(
     found: dict[Place, Run] = {}
     left_out: dict[Path, LeftOut] = {}
     for place, group in groups.items():
-        first, *others = group
         results = {(run.metric(metric), run.part("mask").get("sha256")) for run in group}
-        reason = f"duplicate of {first.folder}, same result"
         if len(results) == 1:
-            found[place] = first
+            found[place], *out = group
+            reason = f"duplicate of {found[place].folder}, same result"
         else:
-            names = ", ".join(str(run.folder) for run in group)
-            others, reason = (
-                list(group),
-                (f"duplicate with another result; of these none is used: {names}"),
-            )
-        for run in others:
+            out, names = [*group], ", ".join(str(run.folder) for run in group)
+            reason = f"duplicate with another result; of these none is used: {names}"
+        for run in out:
             left_out[run.folder] = LeftOut(run.folder, reason, run)
     return found, list(left_out.values())
