@@ -87,7 +87,7 @@ def test_a_loss_that_was_forgotten_is_noticed(name: str) -> None:
     with pytest.raises(ValueError, match=r"^(the model has one output|.*logits)"):
         pai.load_scorer(name)(one, [(X, torch.ones(6, 1))])
     with pytest.raises(ValueError, match=r"^targets are real numbers below zero.*loss_fn="):
-        pai.load_scorer(name)(mlp(), [(X, torch.randn(6, 3))])
+        pai.load_scorer(name)(mlp(), [(X, -torch.rand(6, 3) - 1)])
 
 
 @pytest.mark.parametrize(
