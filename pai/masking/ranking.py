@@ -89,8 +89,16 @@ def top(values: Tensor, count: int) -> Tensor:
         return torch.ones_like(values, dtype=torch.bool)
     if count == 0:
         return torch.zeros_like(values, dtype=torch.bool)
-    threshold = values.sort(descending=True).values[count - 1]
+    threshold = _threshold(values, count)
     kept = values > threshold
     tied = torch.nonzero(values == threshold).flatten()
     kept[tied[: count - int(kept.sum())]] = True
     return kept
+
+
+def _threshold(values: Tensor, count: int) -> Tensor:
+    """Return the ``count``-th highest value, by selection from the nearer end instead of a sort."""
+    lowest = len(values) - count + 1
+    if count < lowest:
+        return values.topk(count, sorted=False).values.min()
+    return values.topk(lowest, largest=False, sorted=False).values.max()
