@@ -19,7 +19,7 @@ from pai.masking.budgets import Shapes
 from pai.masking.effective import Connectivity
 from pai.masking.rounds import TrainAndPrune
 from pai.masking.sanity import Sanity
-from pai.masking.schedule import Schedule
+from pai.masking.schedule import Schedule, checked
 from pai.masking.select import Rule, as_rule
 from pai.masking.surrogates import NotDefinedError
 from pai.prunable import classifier, prunable_parameters
@@ -114,7 +114,7 @@ def prepare(config: Mapping[str, Any]) -> Plan:
 
 
 def _check_pruning(config: Mapping[str, Any], parts: Mapping[str, Any], shapes: Shapes) -> Rule:
-    """Return the rule of selection, once scope, sparsity, baseline and sanity check fit together.
+    """Return the rule of selection, once all that decides about the mask fits together.
 
     Raises:
         ConfigError: they do not.
@@ -123,6 +123,7 @@ def _check_pruning(config: Mapping[str, Any], parts: Mapping[str, Any], shapes: 
         rule = as_rule(config["scope"])
         if not parts["scorer"].keeps_everything:
             rule.check(shapes, config["sparsity"])
+            checked(parts["schedule"], config["sparsity"])
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if parts["scorer"].keeps_everything and type(parts["sanity"]) is not Sanity:

@@ -1,4 +1,4 @@
-"""A model builder of the user's own: what the run supplies to it, and what it may leave out."""
+"""Model builders and schedules of the user's own: what the run supplies, and when it refuses."""
 
 import importlib
 from typing import Any
@@ -98,3 +98,14 @@ def test_a_builder_for_square_images_refuses_others_and_another_builder_does_not
         _model_builder(sized, spec)
     model = _model_builder({**sized, "_target_": f"{MODULE}.small_model"}, spec)()
     assert isinstance(model, nn.Module)
+
+
+def test_a_schedule_of_ones_own_that_misses_the_target_is_refused_before_the_run() -> None:
+    whole = config("sparsity=0.5")
+    whole["schedule"] = {"_target_": f"{MODULE}.Overshooting"}
+    with pytest.raises(ConfigError) as caught:
+        prepare(whole)
+    assert str(caught.value) == (
+        "schedule: the sparsities of Overshooting must rise and end at the target 0.5; they are "
+        "[0.25, 0.75]"
+    )

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from pai.masking.schedule import Schedule
+
 CALLS: list[int] = []
 NOT_CALLABLE = 3
 
@@ -111,3 +113,10 @@ def stumbling_model(*, num_classes: int, in_channels: int) -> nn.Module:
 
 def unreadable(number: NoSuchType) -> None:  # type: ignore[name-defined]  # noqa: F821
     del number
+
+
+class Overshooting(Schedule):
+    """Prunes further than it was asked to."""
+
+    def sparsities(self, target: float) -> list[float]:
+        return [target / 2, (1 + target) / 2]

@@ -106,7 +106,7 @@ def iterate(
     """
     check_sparsity(sparsity)
     rule, goal = as_rule(scope), sparsity if towards is None else towards
-    rounds = _checked(schedule, sparsity)
+    rounds = checked(schedule, sparsity)
     mask = within
     for target in _ahead(rounds, rule, within):
         left = within if schedule.revive else mask
@@ -115,8 +115,12 @@ def iterate(
     return mask
 
 
-def _checked(schedule: Schedule, target: float) -> list[float]:
-    """Return the sparsities of a schedule, which anybody may have written."""
+def checked(schedule: Schedule, target: float) -> list[float]:
+    """Return the sparsities of a schedule, which anybody may have written.
+
+    Raises:
+        ValueError: they fall, or end elsewhere than at ``target``.
+    """
     found = list(schedule.sparsities(target))
     falls = any(later < earlier - _CLOSE for earlier, later in pairwise([0.0, *found]))
     if not found or falls or abs(found[-1] - target) > _CLOSE:
