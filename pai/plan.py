@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pai.causality import sees_the_future
 from pai.components import build
 from pai.data.task import Dataset, Spec
 from pai.distributed import launched, local_rank
@@ -270,6 +271,11 @@ def _check_model(
         raise ConfigError(
             f"model: gives outputs of shape {shape} where {spec.outputs()} is needed for two "
             f"{spec.task.sample}s and {spec.outputs()[1]} classes"
+        )
+    if spec.task.causal and sees_the_future(model, *spec.outputs()[1:]):
+        raise ConfigError(
+            f"model: its predictions depend on later {spec.task.predictions}, which are what it is "
+            f"to predict; use one that looks back only (model={spec.task.example_model} does)"
         )
     shapes = {
         name: tuple(parameter.shape)

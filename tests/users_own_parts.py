@@ -120,3 +120,20 @@ class Overshooting(Schedule):
 
     def sparsities(self, target: float) -> list[float]:
         return [target / 2, (1 + target) / 2]
+
+
+def encoder(*, vocab_size: int, context_length: int) -> nn.Module:
+    """Attends to all tokens, as a BERT does."""
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(vocab_size, 8)
+            self.layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+            self.head = nn.Linear(8, vocab_size)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.layer(self.embedding(tokens)))
+            return logits.transpose(1, 2)
+
+    return Encoder()

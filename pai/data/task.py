@@ -32,6 +32,8 @@ class Task:
         perplexity: whether ``exp(loss)`` is a metric.
         mixable: whether two inputs have a weighted mean (mixup); numbers of tokens and nodes have
             none.
+        causal: whether a prediction may depend on the positions up to its own only, because the
+            targets are the inputs that come next.
     """
 
     data: str
@@ -41,6 +43,7 @@ class Task:
     example_model: str
     perplexity: bool = False
     mixable: bool = False
+    causal: bool = False
 
     def measures(self, part: str, loss: float, accuracy: float) -> dict[str, float]:
         """Return ``<part>_loss`` (nats), ``<part>_accuracy`` and maybe ``<part>_perplexity``."""
@@ -59,7 +62,7 @@ class Task:
 
 
 IMAGES = Task("images", "image", "images", "val_accuracy", "resnet20", mixable=True)
-TEXT = Task("text", "sequence", "tokens", "val_loss", "gpt", perplexity=True)
+TEXT = Task("text", "sequence", "tokens", "val_loss", "gpt", perplexity=True, causal=True)
 NODES = Task("a graph", "node", "nodes", "val_accuracy", "gcn")
 
 

@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_SET_BY_THE_RUN = ("vocab_size", "max_position_embeddings", "use_cache", "tie_word_embeddings")
+_SET_BY_THE_RUN = (
+    "vocab_size", "max_position_embeddings", "use_cache", "tie_word_embeddings", "pad_token_id",
+    "is_decoder",
+)  # fmt: skip
 
 
 class CausalLanguageModel(nn.Module):
@@ -41,6 +44,8 @@ def hf_model(
     GPT-2 and its relatives have ``transformers.pytorch_utils.Conv1D`` layers, which are linear
     layers with the transposed weight. They are replaced by ``nn.Linear`` with the same numbers
     (:func:`replace_conv1d`), so that their weights are prunable and have fast per-sample gradients.
+    Types that are encoders unless told otherwise (``bert``) are built as decoders, and no number
+    stands for padding: a type's own would be an ordinary token of the text, which could not learn.
 
     Args:
         vocab_size: tokens.
@@ -75,6 +80,9 @@ def hf_model(
         config = kind(**options)
         config.vocab_size, config.max_position_embeddings = vocab_size, context_length
         config.use_cache, config.tie_word_embeddings = False, tie_embeddings
+        config.pad_token_id = None
+        if hasattr(config, "is_decoder"):
+            config.is_decoder = True
         model = AutoModelForCausalLM.from_config(config)
     except (TypeError, AssertionError, ArithmeticError, LookupError, AttributeError) as error:
         raise ValueError(

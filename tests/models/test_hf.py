@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import pai
+from pai.causality import sees_the_future
 from pai.flops import forward_cost
 from pai.models.hf import CausalLanguageModel, hf_model, replace_conv1d
 from pai.prunable import classifier, prunable_parameters
@@ -64,6 +65,23 @@ def test_it_is_scored_by_the_fast_rules(name: str) -> None:
     assert all(bool(score.isfinite().all()) and bool(score.any()) for score in scores.values())
 
 
+@pytest.mark.parametrize("name", ["bert", "electra", "rembert", "opt", "gemma", "bart", "biogpt"])
+def test_no_type_sees_the_future_and_no_token_is_padding(name: str) -> None:
+    known = transformers.CONFIG_MAPPING[name]()
+    small = {
+        "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8,
+        "num_key_value_heads": 1, "head_dim": 4, "embedding_size": 8, "ffn_dim": 8, "d_model": 8,
+        "word_embed_proj_dim": 8, "input_embedding_size": 8, "output_embedding_size": 8,
+        "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 8,
+    }  # fmt: skip
+    model = build(name, {key: value for key, value in small.items() if hasattr(known, key)})
+    assert not sees_the_future(model, 13, 6)
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Embedding)]
+    for layer in layers:
+        assert layer.padding_idx is None
+        assert bool(layer.weight.any(1).all()), "a token that cannot be told from padding"
+
+
 def test_forward_mode_and_the_count_of_operations_work() -> None:
     model, tokens = build(), torch.randint(0, 13, (2, 6))
     scorer = pai.load_scorer("hd", matrix="gauss_newton", num_probes=2)
@@ -83,6 +101,7 @@ def test_forward_mode_and_the_count_of_operations_work() -> None:
         ("gtp2", {}, "did you mean 'gpt2'"), ("bert-base-uncased", {}, "no|type of causal"),
         ("gpt2", {"n_layers": 2}, "no option 'n_layers'"),
         ("gpt2", {"vocab_size": 2}, "vocab_size"),
+        ("bert", {"is_decoder": False}, "is_decoder"), ("opt", {"pad_token_id": 1}, "pad_token_id"),
         ("gpt2", {"n_embd": 7, "n_head": 2}, "gpt2|divisible"),
     ],
 )  # fmt: skip
