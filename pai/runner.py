@@ -38,7 +38,7 @@ from pai.run_directory import check_run_directory
 from pai.scoring import Draw, score_and_select, scoring_samples
 from pai.seeding import global_seed, seed_of
 from pai.tracking.base import RunLabels
-from pai.training.loop import train
+from pai.training.loop import check_parts, train
 from pai.warmup import WarmupReport
 
 
@@ -182,6 +182,7 @@ def _pipeline(plan: Plan, record: dict[str, Any], clock: Clock, output: Output) 
     sizes = ", ".join(f"{n:,} {part}" for part, n in record["data"].items())
     output.say("data: %s; %s", sizes, plan.spec.says())
     record["data"] |= {"spec": plan.spec.describe(), **data.describe()}
+    check_parts(data, plan.training)
     for remark in plan.training.remarks():
         output.warn("%s", remark)
     for parts, count in record["data"].get("duplicates", {}).items():
@@ -190,6 +191,7 @@ def _pipeline(plan: Plan, record: dict[str, Any], clock: Clock, output: Output) 
             output.warn("%d images of the %s part are in the %s part too", count, second, first)
     with global_seed(seed_of(config, "initialization"), "initialization"):
         model = plan.build_model().to(plan.device)
+    plan.training.check_network(model)
 
     if record["mask"] is not None:  # carried over from an interrupted run
         mask = output.stored_mask()
@@ -242,7 +244,7 @@ def _prune(
     mask, record["baseline"] = prune_in_rounds(plan, model, data, find, state, clock, output)
     mask = plan.sanity.mask(mask, seed)
     if plan.sanity.new_weights:
-        with global_seed(seed, "sanity/initialization"):
+        with global_seed(seed_of(plan.config, "initialization"), "sanity/initialization"):
             other = plan.build_model().to(plan.device)
         plan.warmup(other, warmup_batches)
         model.load_state_dict(other.state_dict())

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import config, tiny_run
 from torch import Tensor, nn
 
@@ -65,3 +66,19 @@ def test_without_seeds_of_parts_the_key_is_not_there() -> None:
 def test_an_unknown_part_or_a_bad_seed_is_refused(override: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         check_config(config(override))
+
+
+def test_new_weights_of_a_sanity_check_have_the_seed_of_the_weights(tmp_path: Path) -> None:
+    weights = {}
+    for name, overrides in {
+        "base": (), "same": ("+seeds.initialization=0",), "other": ("+seeds.initialization=5",),
+        "data": ("+seeds.data=5",),
+    }.items():  # fmt: skip
+        tiny_run(
+            tmp_path / name, "sanity=reinit", "scorer=random", "warmup=none", "training.epochs=0",
+            "sparsity=0", *overrides,
+        )  # fmt: skip
+        stored = load_file(tmp_path / name / "model.safetensors")
+        weights[name] = torch.cat([value.flatten() for value in stored.values()])
+    assert weights["base"].equal(weights["same"]) and weights["base"].equal(weights["data"])
+    assert not weights["base"].equal(weights["other"])

@@ -12,15 +12,17 @@ Batch = tuple[Tensor, Tensor]
 
 
 def check_share(count: int, batch_size: int, rank: int, world_size: int, samples: str) -> None:
-    """Raise ``ConfigError`` if a batch has fewer samples than there are processes."""
+    """Raise ``ConfigError`` if a batch or all have fewer samples than there are processes."""
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be 0 to {world_size - 1}, got {rank}")
-    least = min(batch_size, count)
-    if least < world_size:
-        raise ConfigError(
-            f"a batch of {least} {samples} cannot be shared by {world_size} processes; "
-            f"use a larger batch size or fewer processes"
-        )
+    for what, size, help_ in (
+        ("part", count, "use"), ("batch", batch_size, "use a larger batch size or")
+    ):  # fmt: skip
+        if size < world_size:
+            raise ConfigError(
+                f"a {what} of {size} {samples} cannot be shared by {world_size} processes; "
+                f"{help_} fewer processes"
+            )
 
 
 def batch_sizes(count: int, batch_size: int, enough: int) -> list[int]:

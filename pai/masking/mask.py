@@ -40,7 +40,9 @@ def dense_mask(parameters: Mapping[str, Tensor]) -> Mask:
 
 def save_mask(mask: Mapping[str, Tensor], path: str | Path) -> None:
     """Write ``mask`` as safetensors, by rename."""
-    write_bytes_atomically(Path(path), save({name: keep.cpu() for name, keep in mask.items()}))
+    write_bytes_atomically(
+        Path(path), save({name: keep.cpu().contiguous() for name, keep in mask.items()})
+    )
 
 
 def load_mask(path: str | Path) -> Mask:

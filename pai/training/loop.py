@@ -100,6 +100,12 @@ def train(
     return {"history": state["history"], "metrics": metrics}
 
 
+def check_parts(data: Bundle, options: Training) -> None:
+    """Raise :class:`ConfigError` if a part has fewer samples than there are processes."""
+    for part in (data.train, data.val, data.test):
+        _share_batches(data, part, options)
+
+
 def steps_per_epoch(data: Bundle, options: Training) -> int:
     """Return how many optimizer steps an epoch has: batches of all processes together."""
     return len(_batches(data, options, 0, 0))
@@ -193,9 +199,12 @@ def _validated(
 
 
 def _evaluate(model: nn.Module, data: Bundle, part: Sized, options: Training) -> Evaluation:
-    size = options.evaluation_batch_size
-    batches = data.batches(part, size, rank=rank(), world_size=world_size())
-    return evaluate(model, batches, options.run)
+    return evaluate(model, _share_batches(data, part, options), options.run)
+
+
+def _share_batches(data: Bundle, part: Sized, options: Training) -> SampleBatches:
+    size, shares = options.evaluation_batch_size, {"rank": rank(), "world_size": world_size()}
+    return data.batches(part, size, **shares)
 
 
 def _check(

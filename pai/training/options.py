@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pai.distributed import launched
 from pai.errors import ConfigError
+from pai.models.batchnorm import check_batchnorms
 from pai.training.lr_schedules import LRSchedule
 from pai.training.optimizers import OptimizerBuilder
 
@@ -103,15 +104,31 @@ class Training:
                     f"use {least} or more"
                 )
 
+    def check_network(self, model: nn.Module) -> None:
+        """Raise :class:`ConfigError` if these options cannot work with ``model``."""
+        if self.sync_batchnorm:
+            try:
+                check_batchnorms(model)
+            except ValueError as error:
+                raise ConfigError(f"training.sync_batchnorm: {error}") from error
+
     def remarks(self) -> list[str]:
         """Return what is allowed and hardly meant, one line each."""
+        found = []
         warmup = getattr(self.lr_schedule, "warmup_epochs", 0.0)
-        if not 0 < self.epochs <= warmup:
-            return []
-        return [
-            f"the learning rate rises until the training ends: training.lr_schedule.warmup_epochs="
-            f"{warmup:g} of training.epochs={self.epochs}; a shorter warmup reaches the full rate"
-        ]
+        if 0 < self.epochs <= warmup:
+            found.append(
+                f"the learning rate rises until the training ends: training.lr_schedule."
+                f"warmup_epochs={warmup:g} of training.epochs={self.epochs}; a shorter warmup "
+                f"reaches the full rate"
+            )
+        milestones = list(getattr(self.lr_schedule, "milestones", ()))
+        if 0 < self.epochs <= max(milestones, default=0):
+            found.append(
+                f"the learning rate does not fall at every milestone: "
+                f"training.lr_schedule.milestones={milestones} of training.epochs={self.epochs}"
+            )
+        return found
 
     def fitted_to(self, model: nn.Module) -> "Training":
         """Return the options without ``channels_last`` where torch would corrupt memory with it.

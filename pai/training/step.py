@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from pai.distributed import sum_over_processes, world_size
+from pai.models.batchnorm import synchronise_batchnorms
 from pai.training.masked import PrunedWeights
 from pai.training.mixup import Mixture
 from pai.training.options import Training
@@ -81,7 +82,7 @@ def _shared(model: nn.Module, options: Training) -> nn.Module:
     if world_size() == 1:
         return model
     if options.sync_batchnorm:
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        synchronise_batchnorms(model)
     device = next(model.parameters()).device
     return DistributedDataParallel(model, [device.index] if device.type == "cuda" else None)
 

@@ -6,11 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import plan
 from torch import Tensor
 
 from pai.data.augment import RandomCropFlip
 from pai.data.bundle import Batches, DataBundle, Split
 from pai.errors import ConfigError
+from pai.training.loop import check_parts
 
 
 def random_bundle(count: int) -> DataBundle[Split]:
@@ -102,3 +104,20 @@ def test_a_rank_that_does_not_exist_is_refused(rank: int, world_size: int) -> No
     data = random_bundle(12)
     with pytest.raises(ValueError, match="rank"):
         data.batches(data.test, 6, rank=rank, world_size=world_size)
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_a_part_of_fewer_samples_than_processes_is_told_before_the_work(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = random_bundle(8)
+    small = replace(data)
+    object.__setattr__(small, part, random_bundle(2).test)
+    options = plan().training
+    monkeypatch.setattr("pai.training.loop.world_size", lambda: 3)
+    check_parts(data, options)
+    with pytest.raises(ConfigError) as caught:
+        check_parts(small, options)
+    assert str(caught.value) == (
+        "a part of 2 images cannot be shared by 3 processes; use fewer processes"
+    )

@@ -139,6 +139,13 @@ def test_a_mask_is_written_and_read_by_name(tmp_path: Path) -> None:
     assert torch.equal(pai.load_mask(str(tmp_path / "mask.safetensors"))["weight"], mask["weight"])
 
 
+def test_a_mask_of_any_layout_is_written(tmp_path: Path) -> None:
+    mask = {"weight": (torch.rand(3, 4, 3, 3) < 0.5).to(memory_format=torch.channels_last)}
+    assert not mask["weight"].is_contiguous()
+    pai.save_mask(mask, tmp_path / "mask.safetensors")
+    assert torch.equal(pai.load_mask(tmp_path / "mask.safetensors")["weight"], mask["weight"])
+
+
 def test_what_is_no_mask_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "junk").write_bytes(b"junk")
     with pytest.raises(ValueError, match="junk is not a safetensors file"):

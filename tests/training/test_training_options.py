@@ -6,7 +6,7 @@ import torch
 from training_cases import CONSTANT, NESTEROV
 
 from pai.errors import ConfigError
-from pai.training.lr_schedules import Cosine
+from pai.training.lr_schedules import Cosine, Steps
 from pai.training.options import Training
 
 GOOD: dict[str, Any] = {
@@ -58,3 +58,17 @@ def test_a_warmup_as_long_as_the_training_is_remarked(
     for remark in options.remarks():
         assert f"warmup_epochs={warmup:g} of training.epochs={epochs}" in remark
     assert Training(**GOOD | {"epochs": 3}).remarks() == []
+
+
+@pytest.mark.parametrize(
+    ("epochs", "remarks"), [(0, 0), (1, 1), (60, 1), (61, 1), (120, 1), (121, 0)]
+)
+def test_a_milestone_that_no_epoch_reaches_is_remarked(epochs: int, remarks: int) -> None:
+    options = Training(**GOOD | {"epochs": epochs, "lr_schedule": Steps((60, 120))})
+    assert (
+        options.remarks()
+        == [
+            f"the learning rate does not fall at every milestone: training.lr_schedule.milestones="
+            f"[60, 120] of training.epochs={epochs}"
+        ][:remarks]
+    )
