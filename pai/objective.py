@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from pai.memory import chunks
 from pai.parallel import add_up, require_samples
 from pai.state import batch_statistics
+from pai.substitution import call_with
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 LossFn = Callable[[Tensor, Tensor], Tensor]
@@ -86,7 +86,7 @@ def outputs_with(model: nn.Module, state: Mapping[str, Tensor], inputs: Tensor) 
             parameters.
     """
     with torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINTED):
-        outputs: Tensor = functional_call(model, dict(state), (inputs,))
+        outputs: Tensor = call_with(model, state, inputs)
     return outputs
 
 
@@ -222,7 +222,13 @@ class _Checked:
             if targets is not None:  # some scores need none
                 _require_one("targets", targets)
             if len(inputs) > 0:
+                version = None if inputs.is_inference() else inputs._version
                 yield _constant(inputs), targets if targets is None else _constant(targets)
+                if version is not None and inputs._version != version:
+                    raise ValueError(
+                        "the model changes its inputs in place, so every pass over them sees "
+                        "others; let it work on a copy (x = x.clone())"
+                    )
 
 
 def _constant(value: Tensor) -> Tensor:

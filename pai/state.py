@@ -33,11 +33,15 @@ def scoring_mode(model: nn.Module) -> Iterator[None]:
     default in full, whatever torch is set to.
 
     Raises:
-        ValueError: in ``torch.inference_mode``, where nothing can be differentiated.
+        ValueError: in ``torch.inference_mode``, where nothing can be differentiated; or a part is a
+            ``torch.jit.ScriptModule``.
         RuntimeError: the forward pass has changed a parameter in place, which cannot be undone.
     """
     if torch.is_inference_mode_enabled():
         raise ValueError("scoring takes derivatives: call it outside torch.inference_mode()")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"{name or 'the model'} is compiled by torch.jit: score it uncompiled")
     _warn_of_batch_statistics(model)
     fastpath = torch.backends.mha.get_fastpath_enabled()
     training = {module: module.training for module in model.modules()}
@@ -51,7 +55,10 @@ def scoring_mode(model: nn.Module) -> Iterator[None]:
             parameter.grad = None
             if parameter.is_floating_point():
                 parameter.requires_grad_(True)
-        with modes.entered_anew(), torch.enable_grad(), chosen_multiplications(), _uncompiled():
+        with (
+            modes.entered_anew(), torch.enable_grad(), chosen_multiplications(), _uncompiled(),
+            _plain_layouts(model),
+        ):  # fmt: skip
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
@@ -71,6 +78,29 @@ def _plain_leaves(model: nn.Module) -> Iterator[Tensor]:
         for value in vars(module).values():
             if isinstance(value, Tensor) and value.requires_grad and value.is_leaf:
                 yield value
+
+
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+@contextmanager
+def _plain_layouts(model: nn.Module) -> Iterator[None]:
+    """Give normalisation layers gradients that are contiguous, where a batch has one sample.
+
+    Torch (2.11 and 2.15, CPU) misreads those of other layouts then: of a transposed output, as
+    before a layer on tokens, the gradient is wrong.
+    """
+
+    def hook(module: nn.Module, args: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.requires_grad and len(output) == 1:
+            output.register_hook(Tensor.contiguous)
+
+    hooks = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, _NORMS)]
+    try:
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
 
 
 def _uncompiled() -> AbstractContextManager[object]:

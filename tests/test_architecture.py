@@ -18,7 +18,7 @@ TREES = {name: ast.parse(path.read_text()) for name, path in zip(NAMES, FILES, s
 LAYERS = (
     {"console", "errors", "identity", "modes", "paths", "precision", "processors", "version"},
     {"parallel", "distributed", "submitted", "metrics"},
-    {"memory", "state", "finite", "causality"},
+    {"memory", "state", "finite", "causality", "substitution"},
     {"cache", "trust", "naming", "records", "seeding", "environment", "models",
      "saliency", "prunable", "objective", "warmup", "tracking", "clock", "histogram"},
     {"components", "data", "curvature", "reports", "flops", "gpus"},

@@ -1,5 +1,6 @@
 """Models that change themselves while they compute are left as they were, or refused by name."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -164,3 +165,56 @@ def test_samples_that_were_computed_are_constants(name: str) -> None:
         for x in (inputs, computed)
     )
     assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+@pytest.mark.parametrize("name", ["snip", "grasp", "fts", "gts", "hts"])
+def test_a_model_that_changes_its_inputs_is_refused(name: str) -> None:
+    class Centres(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.mul_(2))
+
+    model = Centres(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    batch = torch.randn(6, 4), torch.arange(6) % 3
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(ValueError, match="the model changes its inputs in place"),
+    ):
+        warnings.simplefilter("ignore", UserWarning)  # of the layer whose rule seems not to hold
+        pai.load_scorer(name)(model, [batch])
+
+
+def test_a_part_compiled_by_jit_is_refused_by_name() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        layer = torch.jit.script(nn.Linear(4, 5))
+    model = nn.Sequential(layer, nn.Linear(5, 4), nn.Linear(4, 3)).train()
+    with pytest.raises(ValueError, match=r"^0 is compiled by torch\.jit"):
+        pai.load_scorer("snip")(model, [(torch.randn(6, 4), torch.arange(6) % 3)])
+    assert model.training
+
+
+class Tokens(nn.Module):
+    """An image as a sequence of its pixels, which is no copy."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).transpose(1, 2)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.InstanceNorm2d])
+@pytest.mark.parametrize("name", ["snip", "grasp", "fts", "gts", "hts", "prospr"])
+def test_a_batch_of_one_behind_a_norm_has_the_gradient_of_any_batch(name: str, norm: Any) -> None:
+    """Torch's own gradient is wrong there."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 6, 3), norm(6), Tokens(), nn.LayerNorm(6), nn.Flatten(), nn.Linear(54, 3)
+    ).double()
+    x, y = torch.randn(4, 2, 5, 5).double(), torch.arange(4) % 3
+    options: dict[str, Any] = {"batch_size": None, "matrix": "hessian"} if name == "hts" else {}
+    alone, doubled = (
+        pai.load_scorer(name, **options)(
+            model, [(torch.cat([x[:1]] * count), torch.cat([y[:1]] * count))],
+            generator=torch.Generator().manual_seed(0),
+        )["0.weight"]
+        for count in (1, 2)
+    )  # fmt: skip
+    torch.testing.assert_close(alone, doubled, rtol=1e-8, atol=1e-12)

@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pai.curvature.estimate import Estimate
@@ -28,6 +27,8 @@ from pai.objective import (
     zero_sums,
 )
 from pai.parallel import add_up, common_stream
+from pai.precision import rounding
+from pai.substitution import call_with
 
 _GAUSS_NEWTON_COPIES = 2.0  # peak memory in units of what a plain pass keeps
 Matrix = Literal["hessian", "gauss_newton"]
@@ -165,22 +166,30 @@ class _Chunk:
         """Return ``v -> J^T S J v``: a forward pass with tangents, then a reverse pass.
 
         The tangents come from a pass of their own that records no graph, so that only the graph of
-        one plain pass is kept, for all products.
+        one plain pass is kept, for all products. Where torch's forward mode has another J than its
+        reverse mode, which both passes have to share, they come from the reverse mode: forward mode
+        knows nothing of ``no_grad``, of hooks on gradients, nor of the padding of an embedding.
         """
         outputs = self.model(self.inputs)
         leaf = outputs.detach().requires_grad_()
         (slope,) = torch.autograd.grad(self.loss(leaf), leaf, create_graph=True)
 
-        def product(vector: Named) -> Named:
-            tangent = self._tangent(vector)
-            if tangent is None or not slope.requires_grad:  # no parameter takes part, linear loss
-                return self._zeros()
+        def pulled_back(tangent: Tensor) -> tuple[Tensor, Named]:
             (curved,) = torch.autograd.grad(slope, leaf, tangent, retain_graph=True)
             values = torch.autograd.grad(
                 outputs, list(self.parameters.values()), curved,
                 retain_graph=True, materialize_grads=True,
             )  # fmt: skip
-            return dict(zip(self.parameters, values, strict=True))
+            return curved, dict(zip(self.parameters, values, strict=True))
+
+        def product(vector: Named) -> Named:
+            tangent = self._tangent(vector)
+            if tangent is None or not slope.requires_grad:  # no parameter takes part, linear loss
+                return self._zeros()
+            curved, values = pulled_back(tangent)
+            if _is_adjoint(tangent, curved, vector, values):
+                return values
+            return pulled_back(self._tangent_of_reverse_mode(vector))[1]
 
         return product
 
@@ -198,10 +207,35 @@ class _Chunk:
                 name: forward_ad.make_dual(p, vector[name]) for name, p in self.parameters.items()
             }
             try:
-                outputs = functional_call(self.model, weights, (self.inputs,))
+                outputs = call_with(self.model, weights, self.inputs)
             except NotImplementedError as error:
                 raise RunError(
                     f"a part of the network has no forward derivative, which matrix='gauss_newton' "
                     f"needs; 'hessian' needs none ({first_line(error)})", repeats=True,
                 ) from error  # fmt: skip
             return forward_ad.unpack_dual(outputs).tangent
+
+    def _tangent_of_reverse_mode(self, vector: Named) -> Tensor:
+        """Return ``J v`` as the derivative of ``u -> v J^T u``, with the J of reverse mode."""
+        with differentiable_twice():
+            outputs = self.model(self.inputs)
+            seed = torch.zeros_like(outputs, requires_grad=True)
+            pulled = torch.autograd.grad(
+                outputs, list(self.parameters.values()), seed, create_graph=True,
+                materialize_grads=True,
+            )  # fmt: skip
+            live = [(g, vector[n]) for n, g in zip(vector, pulled, strict=True) if g.requires_grad]
+            (tangent,) = torch.autograd.grad(
+                [g for g, _ in live], seed, [v for _, v in live], materialize_grads=True
+            )
+        return tangent
+
+
+def _is_adjoint(tangent: Tensor, curved: Tensor, vector: Named, pulled: Named) -> bool:
+    """Return whether ``<J v, w> = <v, J^T w>``, up to rounding, for ``w`` = ``curved``."""
+    forward = float((tangent.double() * curved.double()).sum())
+    terms = [(vector[name] * value).double() for name, value in pulled.items()]
+    reverse = sum(float(term.sum()) for term in terms)
+    size = sum(float(term.abs().sum()) for term in terms)
+    eps = rounding(tangent.dtype)
+    return abs(forward - reverse) <= 100 * eps * size + eps**0.5 * abs(forward)

@@ -75,6 +75,7 @@ class Trial:
         self._untried = dict(parameters)
         self._slow: set[str] = set()
         self._begun = False
+        self._alone: dict[str, nn.Parameter] = {}  # tried on one sample, which cannot mix with any
 
     def is_slow(self, name: str) -> bool:
         """Return whether no rule can be trusted for the parameter."""
@@ -91,12 +92,16 @@ class Trial:
         self._slow.update(new)
         for name in new:
             self._untried.pop(name, None)
+            self._alone.pop(name, None)
 
     def look(self, batch: tuple[Tensor, Tensor]) -> None:
         """Try what has not been tried yet on samples of ``batch``."""
         if not self._begun and _selects_by_data(self._model, batch[0][:_TRIALS]):
             self.distrust(list(self._untried))
         self._begun = True
+        if len(batch[1]) > 1:
+            self._untried |= self._alone
+            self._alone = {}
         first: int | None = 0
         while self._untried and first is not None:
             before, compared = len(self._untried), first
@@ -124,6 +129,8 @@ class Trial:
                 wrong.append(name)
             elif expected.any():
                 del self._untried[name]
+                if len(batch[1]) == 1:
+                    self._alone[name] = parameter
         self.distrust([name for name in self._untried if name in refused or name in wrong])
 
     def _first_alive(self, batch: tuple[Tensor, Tensor]) -> int | None:
@@ -162,12 +169,14 @@ class Trial:
 
 _SELECTIONS = (
     torch.nonzero, Tensor.nonzero, torch.argwhere, Tensor.argwhere, torch.masked_select,
-    Tensor.masked_select, torch.unique, Tensor.unique,
+    Tensor.masked_select, torch.unique, Tensor.unique, torch.unique_consecutive,
+    Tensor.unique_consecutive, torch.sort, Tensor.sort, torch.argsort, Tensor.argsort, torch.topk,
+    Tensor.topk, torch.bincount, Tensor.bincount, Tensor.tolist,
 )  # fmt: skip
 
 
 class _Selection(TorchFunctionMode):
-    """Notices operations the shape of whose result depends on the numbers they are given."""
+    """Notices operations that select or order parts of tensors by the numbers in them."""
 
     def __init__(self) -> None:
         super().__init__()

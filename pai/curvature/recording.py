@@ -244,8 +244,9 @@ def recording(
     names = recorder.parameter_names
 
     def hook(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], out: Any) -> Any:
+        name = names.get(id(module.weight))  # None: the pass has put another tensor there
         inputs = args[0] if args else options.get("input")
-        return recorder.watch(names[id(module.weight)], module, inputs, out)
+        return out if name is None else recorder.watch(name, module, inputs, out)
 
     hooks = [
         module.register_forward_hook(hook, with_kwargs=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, functionalize
+from torch.func import functionalize
 from torch.fx import Graph
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from pai.errors import first_line
 from pai.masking.surrogates import NotDefinedError
+from pai.substitution import call_with
 
 
 class _PadByIndex(TorchFunctionMode):
@@ -73,7 +74,7 @@ def trace(model: nn.Module, inputs: Tensor) -> Traced:
     def run(parameters_: list[Tensor], buffers_: list[Tensor], x: Tensor) -> Any:
         state = dict(zip([*parameters, *buffers], [*parameters_, *buffers_], strict=True))
         with _PadByIndex():
-            return functional_call(model, state, (x,))
+            return call_with(model, state, x)
 
     values = list(buffers.values())
     try:

@@ -182,7 +182,8 @@ def _selecting_ones(model: nn.Module, numbers: Tensor, state: Named, one: Tensor
         if args[0].untyped_storage().data_ptr() != numbers.untyped_storage().data_ptr():
             return torch.zeros_like(out)
         found = True
-        return (module.weight.sum(0) * one).expand_as(out)
+        ones = (module.weight.sum(0) * one).expand_as(out)
+        return ones.clone()  # which some networks scale in place
 
     for prefix, module in model.named_modules():
         for name in getattr(module, "data_buffers", ()):

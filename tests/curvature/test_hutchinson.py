@@ -96,3 +96,35 @@ def test_pieces_are_as_large_as_the_graph_they_keep_allows(matrix: Any, pieces: 
         handle.remove()
     passes = [n for n in sizes[1:] if n > 1]  # the first one measures a sample
     assert [n for i, n in enumerate(passes) if matrix == "hessian" or i % 2 == 0] == pieces
+
+
+class Fixed(nn.Module):
+    """Ends an iteration with one step that has a gradient, and pads with a token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(5, 4, padding_idx=0)
+        with torch.no_grad():
+            self.words.weight[0] = 1.0
+        self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.words(tokens).mean(1)
+        with torch.no_grad():
+            z = torch.tanh(self.layer(x))
+        return self.head(torch.tanh(self.layer(z) + x))
+
+
+def test_gauss_newton_products_are_of_the_gradient_that_reverse_mode_has() -> None:
+    torch.manual_seed(0)
+    model = Fixed().double().eval()
+    tokens, y = torch.tensor([[0, 1], [2, 0], [3, 4], [0, 0], [1, 1], [4, 0]]), torch.arange(N) % 3
+    parameters = dict(model.named_parameters())
+    found = pai.curvature_diagonal(
+        model, [(tokens, y)], "hutchinson", num_probes=1, matrix="gauss_newton",
+        parameters=parameters, generator=torch.Generator().manual_seed(5),
+    )  # fmt: skip
+    stream = torch.Generator().manual_seed(first_seed())
+    probe = flatten({name: rademacher(p, stream) for name, p in parameters.items()})
+    dense = ggn(model, parameters, tokens, 1.0)
+    assert torch.allclose(flatten(found), probe * (dense @ probe), rtol=1e-10, atol=1e-14)

@@ -12,6 +12,7 @@ import torch
 from cases import case_named
 from reference import flatten, per_sample_gradients
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 import pai
@@ -216,6 +217,44 @@ def used_outside(again: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Prob
     return problem
 
 
+class SortedExperts(nn.Module):
+    """Tokens are sorted by their expert and cut into one piece for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(0, 1)
+        route = (tokens[:, 0] > 0).long()
+        order = route.argsort(stable=True)
+        counts = [int((route == 0).sum()), int((route == 1).sum())]
+        parts = zip(self.experts, tokens[order].split(counts), strict=True)
+        out = torch.cat([expert(part) for expert, part in parts])[order.argsort()]
+        return self.head(torch.tanh(out).view(*x.shape[:2], 4).mean(1))
+
+
+def sorted_experts() -> Problem:
+    x = torch.randn(N, 2, 4)
+    first = torch.tensor([[0, 1], [0, 1], [1, 1], [0, 0], [1, 1], [0, 0]])  # one of each at first
+    x[..., 0] = x[..., 0].abs() * (2 * first - 1)
+    return SortedExperts(), x, labels()
+
+
+class SwapsWeights(nn.Module):
+    """Calls a layer with other weights in the place of its own, made from them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = {"weight": self.layer.weight * 2, "bias": self.layer.bias}
+        out: Tensor = functional_call(self.layer, weights, (x,))
+        return self.head(torch.tanh(out))
+
+
 class InTuples(nn.Module):
     """A layer whose output a hook puts into a tuple, and one without weights at all."""
 
@@ -236,6 +275,8 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "in tuples": lambda: (InTuples(), torch.randn(N, 4), labels()),
     "experts": experts,
     "no tokens for an expert": no_tokens_for_an_expert,
+    "sorted experts": sorted_experts,
+    "swaps weights": lambda: (SwapsWeights(), torch.randn(N, 4), labels()),
     "keyword": calling(lambda layer, x: layer(input=x)),
     "one by one": calling(one_by_one),
     "vmap": calling(vectorised),
@@ -323,6 +364,9 @@ def test_empty_batches_change_nothing(estimator: str, place: int) -> None:
         (lambda x: torch.where(x > 0), True), (lambda x: x.masked_select(x > 0), True),
         (lambda x: torch.where(x > 0, x, 0), False), (lambda x: x[:, 1:], False),
         (lambda x: x[torch.tensor([0, 1])], False), (lambda x: x[x.argmax(0)], False),
+        (torch.argsort, True), (lambda x: x.sort(1), True), (lambda x: x.topk(1), True),
+        (lambda x: x.flatten().long().clamp(min=0).bincount(), True),
+        (lambda x: x.unique_consecutive(), True), (lambda x: x.tolist(), True),
     ],
 )  # fmt: skip
 def test_selections_by_value_are_noticed(select: Callable[[Tensor], Any], selects: bool) -> None:
@@ -488,3 +532,19 @@ def test_nothing_is_tried_again_in_later_batches(model: nn.Module, passes: int) 
         diagonal(model, [(torch.randn(N, 4), labels())] * batches, estimator="empirical_fisher")
         counts.append(len(seen))
     assert counts[2] - counts[1] == counts[1] - counts[0] == passes
+
+
+@pytest.mark.parametrize("sizes", [(6,), (1, 5), (1, 1, 4)])
+def test_a_first_batch_of_one_sample_says_nothing_of_several(sizes: tuple[int, ...]) -> None:
+    class Mixing(nn.Sequential):
+        """Lets samples influence each other: no rule can be right."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self[0](x)
+            return self[1](torch.tanh(hidden + 0.5 * hidden.mean(0)))
+
+    model = Mixing(nn.Linear(4, 5), nn.Linear(5, 3))
+    x, y = torch.randn(N, 4), labels()
+    batches = list(zip(x.split(sizes), y.split(sizes), strict=True))
+    with pytest.warns(UserWarning, match="no fast per-sample rule for 0.weight"):
+        pai.curvature_diagonal(model, batches, "empirical_fisher")
