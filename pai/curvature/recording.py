@@ -21,7 +21,7 @@ from pai.curvature.attention import open_attention
 from pai.curvature.fused import Precision as FusedPrecision
 from pai.curvature.fused import available, fused_square_sum, patches, supports
 from pai.curvature.products import FEW_POSITIONS, add_products, chunk_size
-from pai.curvature.rules import RULES, Rule
+from pai.curvature.rules import Rule, rule_for
 from pai.objective import Named, zero_sums
 from pai.precision import chosen_precision
 
@@ -124,12 +124,13 @@ class Recorder:
     ) -> Any:
         """Note that ``output`` was made from ``inputs`` and (rows of) the weight; return it."""
         self._seen.add(name)
-        if not self._fits(name, RULES[type(module)], inputs, output):
+        rule = rule_for(module)
+        if rule is None or not self._fits(name, rule, inputs, output):
             self.refused.add(name)
             return output
         if not torch.is_grad_enabled():  # no gradient comes from here
             return output
-        use = _Use(name, rows, module, RULES[type(module)], inputs.detach(), inputs._version)
+        use = _Use(name, rows, module, rule, inputs.detach(), inputs._version)
         self._uses.setdefault((name, rows.start), []).append(use)
         if not output.requires_grad:  # the first layer of the graph: autograd starts here
             self._starts.append(output.requires_grad_())
@@ -251,7 +252,7 @@ def recording(
     hooks = [
         module.register_forward_hook(hook, with_kwargs=True)
         for module in model.modules()
-        if type(module) in RULES and id(module.weight) in names
+        if rule_for(module) is not None and id(module.weight) in names
     ]
     flags = [(p, p.requires_grad) for p in model.parameters()]
     try:

@@ -142,3 +142,15 @@ def sides(conv: nn.Conv1d | nn.Conv2d, option: str) -> tuple[int, ...]:
     axes = conv.weight.ndim - 2
     numbers = (value,) if isinstance(value, int) else tuple(value)
     return numbers * axes if len(numbers) == 1 else numbers
+
+
+def rule_for(module: nn.Module) -> Rule | None:
+    """Return the rule of a layer's type, or of the type whose forward pass it has inherited."""
+    for kind in type(module).__mro__:
+        if kind in RULES:
+            same = all(
+                getattr(type(module), name, None) is getattr(kind, name, None)
+                for name in ("forward", "_conv_forward")
+            )
+            return RULES[kind] if same else None
+    return None

@@ -255,6 +255,24 @@ class SwapsWeights(nn.Module):
         return self.head(torch.tanh(out))
 
 
+class OwnLinear(nn.Linear):
+    """Computes what any linear layer does."""
+
+
+class HalfLinear(nn.Linear):
+    """Computes half of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * super().forward(x)
+
+
+class OwnConv(nn.Conv2d):
+    """Convolves the squares of the pixels."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x.square(), weight, bias)
+
+
 class InTuples(nn.Module):
     """A layer whose output a hook puts into a tuple, and one without weights at all."""
 
@@ -282,6 +300,21 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "vmap": calling(vectorised),
     "beside a prototype": calling(beside_a_prototype),
     "after a constant": calling(after_a_constant),
+    "own linear": lambda: (
+        nn.Sequential(OwnLinear(4, 5), nn.Tanh(), nn.Linear(5, 3)),
+        torch.randn(N, 4),
+        labels(),
+    ),
+    "half linear": lambda: (
+        nn.Sequential(HalfLinear(4, 5), nn.Tanh(), nn.Linear(5, 3)),
+        torch.randn(N, 4),
+        labels(),
+    ),
+    "own convolution": lambda: (
+        nn.Sequential(OwnConv(2, 3, 2), nn.Flatten(), nn.Linear(12, 3)),
+        torch.randn(N, 2, 3, 3),
+        labels(),
+    ),
     "frozen": lambda: (Frozen(), torch.randn(N, 4), labels()),
     "latent": lambda: (Latent(), torch.randn(N, 4), labels()),
     "single images": lambda: (SingleImages(), torch.randn(N, 2, 4, 4), labels()),
@@ -548,3 +581,14 @@ def test_a_first_batch_of_one_sample_says_nothing_of_several(sizes: tuple[int, .
     batches = list(zip(x.split(sizes), y.split(sizes), strict=True))
     with pytest.warns(UserWarning, match="no fast per-sample rule for 0.weight"):
         pai.curvature_diagonal(model, batches, "empirical_fisher")
+
+
+@pytest.mark.parametrize(
+    ("name", "fast"), [("own linear", True), ("half linear", False), ("own convolution", False)]
+)
+def test_a_type_that_inherits_its_forward_pass_inherits_the_rule(name: str, fast: bool) -> None:
+    model, x, y = problem(name)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pai.curvature_diagonal(model, [(x, y)], "empirical_fisher")
+    assert len(caught) == (not fast)
