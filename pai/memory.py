@@ -155,7 +155,7 @@ def activation_bytes(model: nn.Module, inputs: Tensor) -> int:
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
+        storage = (tensor.values() if tensor.is_nested else tensor).untyped_storage()
         if storage.data_ptr() not in parameters:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor

@@ -249,6 +249,18 @@ def test_outputs_that_differ_are_refused() -> None:
         pai.compact(model, torch.zeros(1, 3))
 
 
+def test_a_model_that_cannot_be_copied_is_refused() -> None:
+    class Remembers(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            self.last = super().forward(x)
+            return self.last
+
+    model, images = Remembers(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3)), torch.randn(1, 1, 6, 6)
+    model(images)
+    with pytest.raises(ValueError, match="^compact: the model cannot be copied: Only Tensors"):
+        pai.compact(model, images)
+
+
 def test_what_is_not_known_is_named() -> None:
     class Sorts(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -218,3 +218,29 @@ def test_a_batch_of_one_behind_a_norm_has_the_gradient_of_any_batch(name: str, n
         for count in (1, 2)
     )  # fmt: skip
     torch.testing.assert_close(alone, doubled, rtol=1e-8, atol=1e-12)
+
+
+class Ragged(nn.Module):
+    """Means over sequences, which may be put side by side in one nested tensor."""
+
+    def __init__(self, *, nested: bool) -> None:
+        super().__init__()
+        self.first, self.head, self.nested = nn.Linear(4, 5), nn.Linear(5, 3), nested
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.first(x.flatten(0, 1)))
+        if not self.nested:
+            return self.head(hidden.view(*x.shape[:2], -1).mean(1))
+        ends = torch.arange(0, len(hidden) + 1, x.shape[1])
+        rows = torch.nested.nested_tensor_from_jagged(hidden, ends).unbind()
+        return self.head(torch.stack([row.mean(0) for row in rows]))
+
+
+@pytest.mark.filterwarnings("ignore:no fast per-sample rule", "ignore:.*torch.jit")
+@pytest.mark.parametrize("name", ["snip", "fts", "synflow"])
+def test_nested_tensors_give_the_same_scores(name: str) -> None:
+    ragged, plain = Ragged(nested=True), Ragged(nested=False)
+    plain.load_state_dict(ragged.state_dict())
+    batches = [(torch.randn(4, 2, 4), torch.arange(4) % 3)]
+    found, expected = (pai.load_scorer(name)(model, batches) for model in (ragged, plain))
+    torch.testing.assert_close(found, expected)

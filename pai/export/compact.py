@@ -136,7 +136,10 @@ def _trace(model: nn.Module, example: Tensor) -> tuple[fx.GraphModule, Tensor, A
 
     :func:`compact` says what it raises.
     """
-    network = copy.deepcopy(model).eval()
+    try:
+        network = copy.deepcopy(model).eval()
+    except RuntimeError as error:  # it keeps an activation, for instance
+        raise ValueError(f"compact: the model cannot be copied: {first_line(error)}") from error
     if not example.is_floating_point():
         raise ValueError("compact: inputs must be real numbers; networks of tokens are not known")
     try:
