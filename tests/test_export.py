@@ -257,7 +257,7 @@ def test_a_model_that_cannot_be_copied_is_refused() -> None:
 
     model, images = Remembers(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3)), torch.randn(1, 1, 6, 6)
     model(images)
-    with pytest.raises(ValueError, match="^compact: the model cannot be copied: Only Tensors"):
+    with pytest.raises(ValueError, match=r"^compact: the model cannot be copied: Only Tensors"):
         pai.compact(model, images)
 
 
