@@ -59,6 +59,13 @@ def test_the_kernel_for_gpus_reads_the_options_alike(kind: Any, change: str) -> 
     assert fused.patches(layer, x).shape == inner.shape  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d])
+def test_a_valid_layer_pads_nothing(kind: Any) -> None:
+    layer = kind(1, 1, 3, padding="valid")
+    x = torch.randn(1, 1, *[7] * (1 if kind is nn.Conv1d else 2))
+    assert padded(layer, x) is x
+
+
 @pytest.mark.parametrize(
     ("kernel", "dilation", "widths"), [(3, 1, (1, 1)), (4, 1, (1, 2)), (4, 3, (4, 5))]
 )

@@ -374,6 +374,13 @@ def test_the_shortest_sparsity_that_gives_a_masks_count_is_named(
     assert kept_count(float(sparsity), total) == keeps
 
 
+def test_the_way_to_a_copied_budget_begins_at_all_weights() -> None:
+    budget = copied_budget({"a": torch.tensor([True] * 3 + [False]), "b": torch.zeros(5).bool()})
+    for kept, expected in ((9, (4.0, 5.0)), (3, (3.0, 0.0))):
+        quotas = budget({"a": (4,), "b": (5,)}, kept)
+        assert tuple(quotas.values()) == pytest.approx(expected, abs=1e-12)
+
+
 def test_the_way_to_a_copied_budget_ends_at_its_counts() -> None:
     mask = {"one": torch.arange(8) < 1, "half": torch.arange(8) < 4}
     assert copied_budget(mask)._at(1.0) == pytest.approx({"one": 1, "half": 4})

@@ -93,7 +93,7 @@ class PlainAttention(Attention):
 def circular() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(2, 3, (3, 2), padding=(2, 1), padding_mode="circular"), nn.LeakyReLU(),
-        nn.Conv2d(3, 2, 3, padding="same", padding_mode="circular", stride=1), nn.LeakyReLU(),
+        nn.Conv2d(3, 2, (2, 4), padding="same", padding_mode="circular"), nn.LeakyReLU(),
         nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"), nn.Flatten(), nn.Linear(50, 2),
     )  # fmt: skip
 

@@ -107,6 +107,21 @@ def test_rounds_within_a_mask_begin_where_something_is_left_to_remove(
         pai.find_mask(model, [], scorer, sparsity=0.3, within=within, scope=scope)
 
 
+def test_rounds_within_a_mask_are_those_that_keep_fewer_than_it() -> None:
+    model = nn.Sequential(nn.Linear(8, 5, bias=False), nn.Linear(5, 2))
+    weight = model.get_parameter("0.weight").detach().abs()
+    within = pai.select({"0.weight": weight}, 0.25)  # as the first round
+    seen: list[int] = []
+
+    def scorer(model: nn.Module, batches: Any, **options: Any) -> dict[str, Tensor]:
+        (weight,) = options["parameters"].values()
+        seen.append(int((weight != 0).sum()))
+        return {"0.weight": weight.detach().abs()}
+
+    pai.find_mask(model, [], scorer, sparsity=0.75, within=within, schedule=Linear(3))
+    assert seen == [30, 20]
+
+
 def test_a_mask_of_another_network_is_refused_before_scoring() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     with pytest.raises(ValueError, match=r"within: '0\.weight' has shape \(4,\)"):

@@ -135,3 +135,12 @@ def test_a_sparsity_is_a_number_below_one(sparsity: Any) -> None:
 def test_a_scope_is_a_text_or_a_rule(scope: Any) -> None:
     with pytest.raises(ValueError, match=r"^scope must be a text such as 'global'.* got"):
         pai.select({"weight": torch.arange(4.0)}, 0.5, scope)
+
+
+def test_a_text_that_is_no_scope_is_refused_with_what_there_is() -> None:
+    known = "global, layer, uniform_plus, erk"
+    for scope in ("nowhere", "x" * 5000):
+        with pytest.raises(
+            ValueError, match=rf"^scope: '{scope}' is not one of {known}, no pattern"
+        ):
+            pai.select({"a": torch.ones(3)}, 0.5, scope)
