@@ -137,3 +137,26 @@ def test_a_compiled_network_is_scored_as_it_was_written(name: str) -> None:
     compiled(batches[0][0])
     for value, truth in zip(found(compiled), expected, strict=True):
         assert torch.equal(value, truth)
+
+
+class Noting(nn.Linear):
+    """Notes each change of mode in containers of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+        self.modes: list[bool] = []
+        self.counts: dict[bool, int] = {}
+
+    def train(self, mode: bool = True) -> "Noting":
+        self.modes.append(mode)
+        self.counts[mode] = self.counts.get(mode, 0) + 1
+        return super().train(mode)
+
+
+def test_containers_are_the_same_ones_with_what_was_in_them() -> None:
+    layer = Noting()
+    model = nn.Sequential(layer, nn.Linear(3, 2)).train()
+    containers = layer.modes, layer.counts
+    pai.load_scorer("snip")(model, [(torch.randn(4, 4), torch.arange(4) % 2)])
+    assert (layer.modes, layer.counts) == ([True], {True: 1})
+    assert layer.modes is containers[0] and layer.counts is containers[1]

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -199,3 +201,20 @@ def test_wrappers_for_several_devices_are_looked_through() -> None:
 def test_a_lazy_layer_is_refused_in_words() -> None:
     with pytest.raises(ValueError, match="run the model on one batch first"):
         prunable_parameters(nn.Sequential(nn.LazyLinear(5), nn.Linear(5, 3)))
+
+
+@pytest.mark.parametrize("several", [tuple, list])
+def test_heads_are_named_by_function_and_by_configuration(several: type) -> None:
+    class Model(nn.Module):
+        """Names one head by ``get_classifier``, the other in its configuration."""
+
+        def __init__(self, named: Any) -> None:
+            super().__init__()
+            self.body, self.fc, self.aux = nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(4, 2)
+            self.pretrained_cfg = {"classifier": named}
+
+        def get_classifier(self) -> Any:
+            return several([self.fc])
+
+    assert names(Model("aux")) == names(Model(("aux",))) == ["body.weight"]
+    assert names(Model(None)) == ["body.weight", "aux.weight"]

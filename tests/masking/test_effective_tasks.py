@@ -109,3 +109,13 @@ def test_effective_weights_of_a_gpt(seed: int) -> None:
     found = effective_kept(model, mask, tokens[:1])
     for name, keep in effective_by_brute_force(model, mask, tokens).items():
         assert torch.equal(found[name], keep), name
+
+
+@pytest.mark.parametrize("nodes", [[0], [5], [2, 3]])
+def test_what_reaches_any_node_counts_whichever_nodes_are_given(nodes: list[int]) -> None:
+    far = torch.tensor([[0, 1], [1, 0]])  # two nodes that see each other, and four alone
+    model = gcn(num_classes=2, node_features=torch.eye(NODES), edge_index=far, width=4).eval()
+    parameters = pai.prunable_parameters(model, include_classifier=True)
+    mask = {name: torch.ones_like(p, dtype=torch.bool) for name, p in parameters.items()}
+    found = effective_kept(model, mask, torch.tensor(nodes))
+    assert all(bool(kept.all()) for kept in found.values())
