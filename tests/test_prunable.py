@@ -218,3 +218,13 @@ def test_heads_are_named_by_function_and_by_configuration(several: type) -> None
 
     assert names(Model("aux")) == names(Model(("aux",))) == ["body.weight"]
     assert names(Model(None)) == ["body.weight", "aux.weight"]
+
+
+def test_a_model_that_names_no_head_has_none() -> None:
+    class Headless(nn.Sequential):
+        def get_classifier(self) -> None:
+            return None
+
+    model = Headless(nn.Linear(4, 4), nn.Linear(4, 2))
+    assert classifier(model) is None
+    assert names(model) == ["0.weight", "1.weight"]
