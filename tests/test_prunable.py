@@ -186,6 +186,16 @@ def test_a_hidden_layer_with_a_computed_weight_is_left_out_and_named(inner: str)
     assert names == [f"{2 - int(inner)}.weight"]
 
 
+def test_all_that_is_left_out_is_named_and_a_layer_without_a_shape_is_refused() -> None:
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
+    for name in ("0", "2"):
+        prune.identity(model.get_submodule(name), "weight")
+    with pytest.warns(UserWarning, match=r"^0, 2: not prunable"):
+        assert list(prunable_parameters(model)) == ["1.weight"]
+    with pytest.raises(ValueError, match="^the weight of LazyLinear has no shape yet"):
+        prunable_parameters(nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2)))
+
+
 def test_wrappers_for_several_devices_are_looked_through() -> None:
     class Heads(nn.Module):
         def __init__(self) -> None:

@@ -115,6 +115,7 @@ def test_parameters_of_another_model_are_refused(name: str) -> None:
 
 ODD_SCORES: list[tuple[Any, str]] = [
     (lambda p: None, "returns a dict .* returned a NoneType"),
+    (lambda p: list(p), "this one returned a list$"),
     (lambda p: dict(list(p.items())[1:]), r"no scores for '0\.weight'"),
     (lambda p: {n: v.flatten() for n, v in p.items()}, r"the scores of '0\.weight' have shape"),
     (lambda p: dict.fromkeys(p, 1.0), r"the scores of '0\.weight' have shape none"),
@@ -153,7 +154,9 @@ def test_names_are_not_the_objects(asked: Any) -> None:
 
 @pytest.mark.parametrize("name", ["magnitude", "fd", "snip"])
 def test_nothing_to_score_is_an_error(name: str) -> None:
-    with pytest.raises(ValueError, match=r"no prunable weights.*include_classifier=True"):
+    with pytest.raises(
+        ValueError, match=r"no prunable weights.*include_classifier=True\) has them\)$"
+    ):
         pai.load_scorer(name)(nn.Linear(4, 3), [(X, Y)])
 
 
