@@ -115,7 +115,7 @@ def test_parameters_of_another_model_are_refused(name: str) -> None:
 
 ODD_SCORES: list[tuple[Any, str]] = [
     (lambda p: None, "returns a dict .* returned a NoneType"),
-    (lambda p: list(p), "this one returned a list$"),
+    (list, "this one returned a list$"),
     (lambda p: dict(list(p.items())[1:]), r"no scores for '0\.weight'"),
     (lambda p: {n: v.flatten() for n, v in p.items()}, r"the scores of '0\.weight' have shape"),
     (lambda p: dict.fromkeys(p, 1.0), r"the scores of '0\.weight' have shape none"),
