@@ -236,7 +236,7 @@ class Deciding(Sorting):
 
 
 @pytest.mark.parametrize(
-    ("model", "reason"), [(Sorting(), r"aten\.sort"), (Deciding(), "cannot be traced")]
+    ("model", "reason"), [(Sorting(), r"aten\.sort"), (Deciding(), "cannot be traced: It appears")]
 )
 def test_where_it_is_not_defined_the_reason_is_given(model: nn.Module, reason: str) -> None:
     mask = dense_mask(pai.prunable_parameters(model, include_classifier=True))
