@@ -62,3 +62,18 @@ def test_whoever_looks_ahead_is_refused_before_the_run(
         "model: its predictions depend on later tokens, which are what it is to predict; use one "
         "that looks back only (model=gpt does)"
     )
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("vocab_size", [2, 3])
+def test_how_large_logits_are_and_how_many_tokens_there_are_makes_no_difference(
+    scale: float, vocab_size: int
+) -> None:
+    matrix = torch.ones(4, 4).tril()
+    back, ahead = Mixing(scale * matrix), Mixing(scale * (matrix + 1e-3))
+    assert not sees_the_future(back, vocab_size, 4)
+    assert sees_the_future(ahead, vocab_size, 4)
+
+
+def test_logits_that_are_all_the_same_tell_nothing() -> None:
+    assert not sees_the_future(Mixing(torch.zeros(4, 4)), 7, 4)
