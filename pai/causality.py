@@ -20,7 +20,8 @@ def sees_the_future(model: nn.Module, vocab_size: int, length: int) -> bool:
     half = (length + 1) // 2
     tokens = torch.arange(1, 2 * length + 1).view(2, length) % vocab_size
     changed = tokens.clone()
-    changed[:, half:] = (tokens[:, half:] + 1) % vocab_size
+    changed[0, half:] = (tokens[0, half : half + 1] + 1) % vocab_size  # one token: another sum
+    changed[1, half:] = (tokens[1, half:] + 1) % vocab_size  # another token at each position
     with torch.no_grad():
         before, after = (model(each)[..., :half].double() for each in (tokens, changed))
     spread = before.max() - before.min()
