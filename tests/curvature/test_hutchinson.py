@@ -10,8 +10,10 @@ from torch.nn import functional as F
 
 import pai
 from pai.curvature import Hutchinson
-from pai.curvature.hutchinson import rademacher
+from pai.curvature.hutchinson import _Chunk, rademacher
 from pai.memory import activation_bytes
+from pai.models.resnet import thin_resnet
+from pai.models.vgg import vgg
 from pai.parallel import common_stream
 from pai.state import scoring_mode
 
@@ -107,6 +109,7 @@ class Fixed(nn.Module):
         with torch.no_grad():
             self.words.weight[0] = 1.0
         self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.unused = nn.Linear(2, 2)
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.words(tokens).mean(1)
@@ -115,9 +118,12 @@ class Fixed(nn.Module):
         return self.head(torch.tanh(self.layer(z) + x))
 
 
-def test_gauss_newton_products_are_of_the_gradient_that_reverse_mode_has() -> None:
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 30.0])
+def test_gauss_newton_products_are_of_the_gradient_that_reverse_mode_has(scale: float) -> None:
     torch.manual_seed(0)
     model = Fixed().double().eval()
+    with torch.no_grad():
+        model.head.weight.mul_(scale)
     tokens, y = torch.tensor([[0, 1], [2, 0], [3, 4], [0, 0], [1, 1], [4, 0]]), torch.arange(N) % 3
     parameters = dict(model.named_parameters())
     found = pai.curvature_diagonal(
@@ -128,3 +134,25 @@ def test_gauss_newton_products_are_of_the_gradient_that_reverse_mode_has() -> No
     probe = flatten({name: rademacher(p, stream) for name, p in parameters.items()})
     dense = ggn(model, parameters, tokens, 1.0)
     assert torch.allclose(flatten(found), probe * (dense @ probe), rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [1.0, 200.0])
+def test_one_forward_pass_with_tangents_is_enough_for_ordinary_networks(
+    kind: torch.dtype, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_needed(chunk: Any, vector: Any) -> Tensor:
+        raise AssertionError("forward mode was not trusted")
+
+    monkeypatch.setattr(_Chunk, "_tangent_of_reverse_mode", not_needed)
+    torch.manual_seed(0)
+    models = [
+        thin_resnet(num_classes=5, in_channels=3, depth=8, width=4),
+        vgg(num_classes=5, in_channels=3, depth=11, width=4),
+    ]
+    for model in models:
+        pai.curvature_diagonal(
+            model.to(kind), [(torch.randn(8, 3, 32, 32).to(kind), torch.arange(8) % 5)],
+            "hutchinson", matrix="gauss_newton", temperature=temperature, num_probes=3,
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
