@@ -118,7 +118,7 @@ class Fixed(nn.Module):
         return self.head(torch.tanh(self.layer(z) + x))
 
 
-@pytest.mark.parametrize("scale", [1e-4, 1.0, 30.0])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 30.0])
 def test_gauss_newton_products_are_of_the_gradient_that_reverse_mode_has(scale: float) -> None:
     torch.manual_seed(0)
     model = Fixed().double().eval()
@@ -126,6 +126,8 @@ def test_gauss_newton_products_are_of_the_gradient_that_reverse_mode_has(scale: 
         model.head.weight.mul_(scale)
     tokens, y = torch.tensor([[0, 1], [2, 0], [3, 4], [0, 0], [1, 1], [4, 0]]), torch.arange(N) % 3
     parameters = dict(model.named_parameters())
+    if scale < 1:  # all products are small, not only some
+        parameters = {name: p for name, p in parameters.items() if "head" not in name}
     found = pai.curvature_diagonal(
         model, [(tokens, y)], "hutchinson", num_probes=1, matrix="gauss_newton",
         parameters=parameters, generator=torch.Generator().manual_seed(5),
@@ -133,7 +135,7 @@ def test_gauss_newton_products_are_of_the_gradient_that_reverse_mode_has(scale: 
     stream = torch.Generator().manual_seed(first_seed())
     probe = flatten({name: rademacher(p, stream) for name, p in parameters.items()})
     dense = ggn(model, parameters, tokens, 1.0)
-    assert torch.allclose(flatten(found), probe * (dense @ probe), rtol=1e-10, atol=1e-14)
+    assert torch.allclose(flatten(found), probe * (dense @ probe), rtol=1e-9, atol=1e-14 * scale**2)
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
