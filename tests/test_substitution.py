@@ -77,9 +77,9 @@ def test_scoring_leaves_the_model_and_its_outputs_as_they_were(name: str, scorer
     assert torch.equal(model(BATCH[0]), outputs)
 
 
-def test_a_weight_of_two_places_has_one_score(name: str = "named twice") -> None:
+def test_a_weight_of_two_places_has_one_score() -> None:
     torch.manual_seed(0)
-    shared = MODELS[name]().eval().double()
+    shared = named_twice().eval().double()
 
     class Written(nn.Module):
         """The same network, its layer called twice under one name."""

@@ -220,13 +220,10 @@ class _Chunk:
         with differentiable_twice():
             outputs = self.model(self.inputs)
             seed = torch.zeros_like(outputs, requires_grad=True)
-            pulled = torch.autograd.grad(
-                outputs, list(self.parameters.values()), seed, create_graph=True,
-                materialize_grads=True,
-            )  # fmt: skip
-            live = [(g, vector[n]) for n, g in zip(vector, pulled, strict=True) if g.requires_grad]
+            pulled = gradients((outputs * seed).sum(), self.parameters, create_graph=True)
+            live = {name: g for name, g in pulled.items() if g.requires_grad}
             (tangent,) = torch.autograd.grad(
-                [g for g, _ in live], seed, [v for _, v in live], materialize_grads=True
+                list(live.values()), seed, [vector[name] for name in live], materialize_grads=True
             )
         return tangent
 

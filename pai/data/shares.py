@@ -15,14 +15,16 @@ def check_share(count: int, batch_size: int, rank: int, world_size: int, samples
     """Raise ``ConfigError`` if a batch or all have fewer samples than there are processes."""
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be 0 to {world_size - 1}, got {rank}")
-    for what, size, help_ in (
-        ("part", count, "use"), ("batch", batch_size, "use a larger batch size or")
-    ):  # fmt: skip
-        if size < world_size:
-            raise ConfigError(
-                f"a {what} of {size} {samples} cannot be shared by {world_size} processes; "
-                f"{help_} fewer processes"
-            )
+    if count < world_size:
+        raise ConfigError(
+            f"a part of {count} {samples} cannot be shared by {world_size} processes; use fewer "
+            f"processes"
+        )
+    if batch_size < world_size:
+        raise ConfigError(
+            f"a batch of {batch_size} {samples} cannot be shared by {world_size} processes; use a "
+            f"larger batch size or fewer processes"
+        )
 
 
 def batch_sizes(count: int, batch_size: int, enough: int) -> list[int]:

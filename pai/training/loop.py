@@ -103,7 +103,7 @@ def train(
 def check_parts(data: Bundle, options: Training) -> None:
     """Raise :class:`ConfigError` if a part has fewer samples than there are processes."""
     for part in (data.train, data.val, data.test):
-        _share_batches(data, part, options)
+        _evaluation_batches(data, part, options)  # which checks it
 
 
 def steps_per_epoch(data: Bundle, options: Training) -> int:
@@ -199,12 +199,12 @@ def _validated(
 
 
 def _evaluate(model: nn.Module, data: Bundle, part: Sized, options: Training) -> Evaluation:
-    return evaluate(model, _share_batches(data, part, options), options.run)
+    return evaluate(model, _evaluation_batches(data, part, options), options.run)
 
 
-def _share_batches(data: Bundle, part: Sized, options: Training) -> SampleBatches:
-    size, shares = options.evaluation_batch_size, {"rank": rank(), "world_size": world_size()}
-    return data.batches(part, size, **shares)
+def _evaluation_batches(data: Bundle, part: Sized, options: Training) -> SampleBatches:
+    size = options.evaluation_batch_size
+    return data.batches(part, size, rank=rank(), world_size=world_size())
 
 
 def _check(

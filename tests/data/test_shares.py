@@ -1,6 +1,7 @@
 """A batch shared by several processes: the shares of all ranks are the batch of one process."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -111,8 +112,8 @@ def test_a_part_of_fewer_samples_than_processes_is_told_before_the_work(
     part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = random_bundle(8)
-    small = replace(data)
-    object.__setattr__(small, part, random_bundle(2).test)
+    change: Any = {part: random_bundle(2).test}
+    small = replace(data, **change)
     options = plan().training
     monkeypatch.setattr("pai.training.loop.world_size", lambda: 3)
     check_parts(data, options)
