@@ -18,11 +18,11 @@ from pai.errors import ConfigError, first_line, told
 from pai.gpus import own_gpu
 from pai.masking.budgets import Shapes
 from pai.masking.effective import Connectivity
+from pai.masking.moves import NotDefinedError
 from pai.masking.rounds import TrainAndPrune
 from pai.masking.sanity import Sanity
 from pai.masking.schedule import Schedule, checked
 from pai.masking.select import Rule, as_rule
-from pai.masking.surrogates import NotDefinedError
 from pai.prunable import classifier, prunable_parameters
 from pai.schema import GROUPS, check_config
 from pai.scorers.base import Scorer

@@ -35,7 +35,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from pai.errors import first_line
-from pai.masking.surrogates import NotDefinedError, aten, surrogate
+from pai.masking.moves import NotDefinedError
+from pai.masking.surrogates import aten, surrogate
 from pai.masking.tracing import trace
 from pai.state import scoring_mode
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from pai.masking.effective import Connectivity, Paths
+from pai.masking.moves import NotDefinedError
 from pai.masking.ranking import Mask, check_bits
-from pai.masking.surrogates import NotDefinedError
 from pai.records import write_bytes_atomically
 
 

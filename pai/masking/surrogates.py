@@ -22,11 +22,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
+from pai.masking import moves
+from pai.masking.moves import NotDefinedError, nonzero
+
 aten = torch.ops.aten
-
-
-class NotDefinedError(ValueError):
-    """The network contains an operation whose dependencies are not known."""
 
 
 def surrogate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -70,35 +69,53 @@ def _total(x: Tensor, dim: Any, *, keepdim: bool) -> Tensor:
 def _elementwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     zeros = tree_map(lambda a: torch.zeros(()) if isinstance(a, Tensor) else a, (args, kwargs))
     at_zero = tree_leaves(func(*zeros[0], **zeros[1]))[0]
-    operands = [_nonzero(a) for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+    operands = [nonzero(a) for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
     out = sum(operands[1:], start=operands[0])
     return out + 1 if bool(at_zero != 0) else out
 
 
-def _nonzero(value: Any) -> Any:
-    """Return 1 or 0 for a number; floating-point tensors are zeros and ones already."""
-    if not isinstance(value, Tensor):
-        return float(value != 0)
-    return value if value.is_floating_point() else (value != 0).float()
-
-
 def _add(a: Any, b: Any, alpha: float = 1) -> Any:
-    del alpha
-    return _nonzero(a) + _nonzero(b)
+    return nonzero(a) + nonzero(b) * nonzero(alpha)
+
+
+def _rsub(a: Any, b: Any, alpha: float = 1) -> Any:
+    return _add(b, a, alpha)
 
 
 def _mul(a: Any, b: Any) -> Any:
-    return _nonzero(a) * _nonzero(b)
+    return nonzero(a) * nonzero(b)
 
 
 def _div(a: Tensor, b: Any, rounding_mode: str | None = None) -> Any:
     del rounding_mode
-    return _nonzero(a) * (1 + _nonzero(b))
+    return nonzero(a) * (1 + nonzero(b))
 
 
-def _addmm(bias: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
-    del beta, alpha
-    return bias + a @ b
+def _addcmul(x: Tensor, a: Tensor, b: Tensor, value: float = 1) -> Any:
+    return _add(x, _mul(a, b), value)
+
+
+def _addcdiv(x: Tensor, a: Tensor, b: Tensor, value: float = 1) -> Any:
+    return _add(x, _div(a, b), value)
+
+
+def _lerp(a: Tensor, b: Tensor, weight: Any) -> Any:
+    return nonzero(a) + nonzero(weight) * (nonzero(a) + nonzero(b))
+
+
+def _addmm(bias: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1) -> Any:
+    return nonzero(beta) * bias + nonzero(alpha) * (a @ b)
+
+
+def _product(x: Tensor, dim: int | None = None, keepdim: bool = False, **options: Any) -> Tensor:
+    del options
+    return x.prod() if dim is None else x.prod(dim, keepdim)
+
+
+def _logsumexp(x: Tensor, dim: Sequence[int], keepdim: bool = False) -> Tensor:
+    """The logarithm of their number if all are zero: nonzero unless each is alone."""
+    out = _total(x, dim, keepdim=keepdim)
+    return out + float(out.numel() != x.numel())
 
 
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Any:
@@ -191,80 +208,18 @@ def _adaptive(pool: Callable[..., Tensor], axes: int) -> Callable[..., Tensor]:
     return adaptive
 
 
-def _where(condition: Tensor, a: Any, b: Any) -> Tensor:
-    a, b = _nonzero(a), _nonzero(b)
-    if condition.dtype == torch.bool:  # the same for every input
-        return torch.where(condition, a, b)
-    return condition + a + b
-
-
-def _masked_fill(x: Tensor, condition: Tensor, value: Any) -> Tensor:
-    return _where(condition, value, x)
-
-
-def _embedding(weight: Tensor, tokens: Tensor, *rest: Any, **options: Any) -> Tensor:
-    del rest, options
-    if tokens.is_floating_point():  # they are, or depend on, the input
-        return tokens[..., None].expand(*tokens.shape, weight.shape[1])
-    return weight[tokens]
-
-
-def _index(x: Tensor, indices: Sequence[Tensor | None], *values: Any) -> Tensor:
-    if any(index is not None and index.is_floating_point() for index in indices):
-        raise NotDefinedError("indexing with positions that depend on the input has no rule")
-    if values:
-        return torch.index_put(x, tuple(indices), _nonzero(values[0]))
-    out: Tensor = aten.index.Tensor(x, indices)
-    return out
-
-
-def _scattered(
-    x: Tensor, dim: int, index: Tensor, source: Tensor, *rest: Any, **how: Any
-) -> Tensor:
-    """Add to each result what an ``index_add`` or ``scatter_reduce`` brings there."""
-    del rest, how
-    if index.is_floating_point():
-        raise NotDefinedError("scattering to positions that depend on the input has no rule")
-    if index.ndim < source.ndim:
-        return x.index_add(dim, index, source)
-    return x.scatter_add(dim, index, source)
-
-
-def _pad(x: Tensor, pad: list[int], value: float = 0) -> Tensor:
-    return F.pad(x, pad, value=float(value != 0))
-
-
 def _glu(x: Tensor, dim: int = -1) -> Tensor:
     signal, gate = x.chunk(2, dim)
     return signal * (1 + gate)
 
 
-def _copy(out: Tensor, source: Any, *rest: Any) -> Tensor:
-    del rest
-    return torch.as_tensor(_nonzero(source), device=out.device).expand_as(out)
-
-
-def _reshape(x: Tensor, shape: list[int]) -> Tensor:
-    return x.reshape(shape)  # views of results that lie in memory differently
-
-
-def _as_strided(x: Tensor, size: list[int], *rest: Any) -> Tensor:
-    del rest
-    if list(x.shape) != list(size) or sum(length > 1 for length in size) > 1:
-        raise NotDefinedError("as_strided that does more than rename strides has no rule")
-    return x
-
-
-def _same(x: Tensor, *rest: Any, **options: Any) -> Tensor:
-    del rest, options
-    return x
-
-
 _RULES: dict[Any, Callable[..., Any]] = {
-    aten.add: _add, aten.sub: _add, aten.rsub: _add, aten.mul: _mul, aten.div: _div,
+    aten.add: _add, aten.sub: _add, aten.rsub: _rsub, aten.mul: _mul, aten.div: _div,
+    aten.addcmul: _addcmul, aten.addcdiv: _addcdiv, aten.lerp: _lerp, aten.prod: _product,
+    aten.logsumexp: _logsumexp,
     aten.mm: torch.mm, aten.bmm: torch.bmm, aten.mv: torch.mv, aten.dot: torch.dot,
     aten.addmm: _addmm, aten.baddbmm: _addmm, aten.addmv: _addmm,
-    aten.convolution: _convolution, aten.embedding: _embedding,
+    aten.convolution: _convolution, aten.embedding: moves.embedding,
     aten.native_batch_norm: _batch_norm, aten.cudnn_batch_norm: _batch_norm,
     aten.miopen_batch_norm: _batch_norm, aten._native_batch_norm_legit: _batch_norm,
     aten._native_batch_norm_legit_no_training: _batch_norm_without_training,
@@ -274,18 +229,21 @@ _RULES: dict[Any, Callable[..., Any]] = {
     aten.avg_pool2d: _average_pool(2), aten.avg_pool3d: _average_pool(3),
     aten._adaptive_avg_pool2d: _adaptive(F.adaptive_avg_pool2d, 2),
     aten._adaptive_avg_pool3d: _adaptive(F.adaptive_avg_pool3d, 3),
-    aten.where: _where, aten.masked_fill: _masked_fill,
-    aten.index: _index, aten.index_put: _index,
-    aten.index_add: _scattered, aten.scatter_reduce: _scattered, aten.scatter_add: _scattered,
-    aten.as_strided: _as_strided, aten.as_strided_: _as_strided,
-    aten.view: _reshape, aten._unsafe_view: _reshape, aten.constant_pad_nd: _pad,
-    aten.glu: _glu, aten.copy: _copy, aten.fill: _copy,
-    aten._to_copy: _same, aten.clone: _same, aten.lift_fresh_copy: _same, aten.leaky_relu: _same,
-    aten._conj: _same, aten.contiguous: _same, aten.prelu: _same, aten._prelu_kernel: _same,
+    aten.where: moves.where, aten.masked_fill: moves.masked_fill,
+    aten.index: moves.index, aten.index_put: moves.index_put,
+    aten.index_add: moves.index_add, aten.gather: moves.gather, aten.scatter: moves.scatter,
+    aten.scatter_add: moves.scatter_add, aten.scatter_reduce: moves.scatter_reduce,
+    aten.as_strided: moves.as_strided, aten.as_strided_: moves.as_strided,
+    aten.view: moves.reshape, aten._unsafe_view: moves.reshape, aten.constant_pad_nd: moves.pad,
+    aten.glu: _glu, aten.copy: moves.copy, aten.fill: moves.copy,
+    **dict.fromkeys((
+        aten._to_copy, aten.clone, aten.lift_fresh_copy, aten._conj, aten.contiguous,
+        aten.leaky_relu, aten.prelu, aten._prelu_kernel,
+    ), moves.same),
 }  # fmt: skip
 _REDUCTIONS = {
     aten.mean, aten.sum, aten.amax, aten.amin, aten.max, aten.min, aten.var, aten.std,
-    aten.logsumexp, aten.linalg_vector_norm, aten.prod, aten.any, aten.all,
+    aten.linalg_vector_norm, aten.any, aten.all,
 }  # fmt: skip
 _UNTAGGED_ELEMENTWISE = {aten.hardswish, aten.log_sigmoid_forward, aten.celu, aten.rrelu}
 _CONSTANTS = {
@@ -296,5 +254,5 @@ _MOVES = {
     aten.pixel_shuffle, aten.pixel_unshuffle, aten.im2col, aten.upsample_nearest1d,
     aten.upsample_nearest2d, aten.upsample_nearest3d, aten.tril, aten.triu, aten.cumsum,
     aten.reflection_pad1d, aten.reflection_pad2d, aten.replication_pad2d, aten.slice_scatter,
-    aten.select_scatter, aten.col2im, aten._reshape_copy, aten.view_copy,
+    aten.select_scatter, aten.diagonal_scatter, aten.col2im, aten._reshape_copy, aten.view_copy,
 }  # fmt: skip

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from pai.errors import first_line
-from pai.masking.surrogates import NotDefinedError
+from pai.masking.moves import NotDefinedError
 from pai.substitution import call_with
 
 

@@ -16,9 +16,9 @@ import pai
 from pai.errors import ConfigError
 from pai.masking.effective import Connectivity, effective_kept
 from pai.masking.mask import dense_mask, mask_report
+from pai.masking.moves import NotDefinedError
 from pai.masking.schedule import find_mask
 from pai.masking.select import select
-from pai.masking.surrogates import NotDefinedError
 from pai.masking.target import reach_effective
 from pai.models.resnet import thin_resnet
 
