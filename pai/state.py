@@ -10,6 +10,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from pai.layouts import PlainGradients
 from pai.modes import OwnModes
 from pai.precision import chosen_multiplications
 
@@ -57,7 +58,7 @@ def scoring_mode(model: nn.Module) -> Iterator[None]:
                 parameter.requires_grad_(True)
         with (
             modes.entered_anew(), torch.enable_grad(), chosen_multiplications(), _uncompiled(),
-            _plain_layouts(model),
+            PlainGradients(),
         ):  # fmt: skip
             yield
     finally:
@@ -78,29 +79,6 @@ def _plain_leaves(model: nn.Module) -> Iterator[Tensor]:
         for value in vars(module).values():
             if isinstance(value, Tensor) and value.requires_grad and value.is_leaf:
                 yield value
-
-
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
-
-
-@contextmanager
-def _plain_layouts(model: nn.Module) -> Iterator[None]:
-    """Give normalisation layers gradients that are contiguous, where a batch has one sample.
-
-    Torch (2.11 and 2.15, CPU) misreads those of other layouts then: of a transposed output, as
-    before a layer on tokens, the gradient is wrong.
-    """
-
-    def hook(module: nn.Module, args: object, output: object) -> None:
-        if isinstance(output, Tensor) and output.requires_grad and len(output) == 1:
-            output.register_hook(Tensor.contiguous)
-
-    hooks = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, _NORMS)]
-    try:
-        yield
-    finally:
-        for handle in hooks:
-            handle.remove()
 
 
 def _uncompiled() -> AbstractContextManager[object]:

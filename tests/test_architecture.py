@@ -16,7 +16,8 @@ NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 TREES = {name: ast.parse(path.read_text()) for name, path in zip(NAMES, FILES, strict=True)}
 # A module or package of pai imports only from lower layers: never upward, never sideways.
 LAYERS = (
-    {"console", "errors", "identity", "modes", "paths", "precision", "processors", "version"},
+    {"console", "errors", "identity", "layouts", "modes", "paths", "precision", "processors",
+     "version"},
     {"parallel", "distributed", "submitted", "metrics"},
     {"memory", "state", "finite", "causality", "substitution"},
     {"cache", "trust", "naming", "records", "seeding", "environment", "models",

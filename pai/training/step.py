@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from pai.distributed import sum_over_processes, world_size
+from pai.layouts import PlainGradients
 from pai.models.batchnorm import synchronise_batchnorms
 from pai.training.masked import PrunedWeights
 from pai.training.mixup import Mixture
@@ -36,6 +38,7 @@ class MaskedStep:
         self._options = options
         on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
         self.looks_at_once = on_cpu and world_size() == 1
+        self._watched = PlainGradients if on_cpu and not options.compile else nullcontext
         self._pruned = PrunedWeights(model, mask)
         self._pruned.zero()
 
@@ -57,7 +60,8 @@ class MaskedStep:
         self.optimizer.zero_grad(set_to_none=True)
         if mixture is not None:
             inputs = mixture.inputs(inputs)
-        logits = self._options.run(self._network, inputs)
+        with self._watched():
+            logits = self._options.run(self._network, inputs)
         loss, correct = self._loss(logits, targets), _hits(logits, targets)
         if mixture is not None:
             paired = targets[mixture.pair]

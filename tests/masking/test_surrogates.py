@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import pai
 from pai.masking import surrogates
 from pai.masking.effective import effective_kept
-from pai.masking.surrogates import NotDefinedError
+from pai.masking.moves import NotDefinedError
 
 Op = Callable[[Tensor], Tensor]
 EVEN = torch.tensor([True, False] * 4)
