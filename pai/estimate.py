@@ -1,13 +1,12 @@
 """What runs will cost, told before they are run: FLOPs counted, hours estimated.
 
 Training costs ``epochs * samples * 3 * forward``, a backward pass being two forward passes; that
-before the mask (``baseline``) counts too.
-``samples`` are the training images, sequences or nodes; where there are classes they are counted as
-the smallest class times the number of classes, exact for balanced data. ``forward`` is that of one
-sample. A graph network computes the whole graph for any number of nodes, so its FLOPs are fewer
-than counted, by a factor up to the batch size; its measured speed is counted alike. Scoring costs
-as many forward passes as the scorer makes on a small network, where it is run on one and on two
-samples; so it is counted for any scorer, but for a network of another kind it is only about right.
+before the mask (``baseline``) counts too. ``samples`` are the training images, sequences or nodes
+(the nodes of the smallest class times the number of classes), ``forward`` is that of one. A graph
+network computes the whole graph for any number of nodes, so its FLOPs are fewer than counted, by a
+factor up to the batch size; its measured speed is counted alike. Scoring costs as many forward
+passes as the scorer makes on a small network, where it is run on one and on two samples; so it is
+counted for any scorer, but for a network of another kind it is only about right.
 
 Selecting a mask has no FLOPs. One selection among random scores is timed, and a round that selects
 among the share ``d`` of the weights that earlier rounds have left takes ``d`` times as long.
@@ -70,8 +69,7 @@ class Estimator:
             self._passes[about] = _passes(plan)
         fixed, each, keys = self._passes[about]
         rounds = len(plan.schedule.sparsities(config["sparsity"])) * plan.baseline.rounds
-        classes = spec.training_samples // max(1, spec.smallest_class)
-        samples = config["scoring"]["samples_per_class"] * classes
+        samples = config["scoring"]["samples_per_class"] * spec.scoring_classes
         score = rounds * forward * (fixed + each * samples)
         parts = (
             "model", "dataset", "warmup", "seed", "seeds", "include_classifier", "scoring",

@@ -146,7 +146,8 @@ def _train(
         step // each * len(data.train) + min(step % each * options.batch_size, len(data.train))
         for step in (steps.start, steps.stop)
     ]
-    passes = _FLOPS_PER_FORWARD * (samples[1] - samples[0])
+    forwards = len(steps) if data.task.whole else samples[1] - samples[0]
+    passes = _FLOPS_PER_FORWARD * forwards
     flops = {
         f"training_flops_{kind}": passes * cost[f"forward_flops_{kind}"]
         for kind in ("dense", "masked")

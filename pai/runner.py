@@ -19,6 +19,7 @@ from pai.environment import (
     reset_peak_memory,
 )
 from pai.errors import ConfigError
+from pai.identity import flatten
 from pai.masking.mask import apply_mask
 from pai.masking.select import Mask
 from pai.memory import memory_budget
@@ -142,7 +143,7 @@ def _begin(plan: Plan, labels: RunLabels, earlier: dict[str, Any] | None) -> dic
         "choices": dict(labels.choices),
         "seed": plan.config["seed"],
         "config": plan.config,
-        "data": {},
+        "data": earlier.get("data", {}),
         "warmup": earlier.get("warmup"),
         "baseline": earlier.get("baseline"),
         "scoring": earlier.get("scoring"),
@@ -169,6 +170,21 @@ def _warn_of_changes(
         )  # fmt: skip
 
 
+def _check_same_data(before: dict[str, Any], found: dict[str, Any]) -> None:
+    """Check that an interrupted run goes on with the data that it began with.
+
+    Raises:
+        ConfigError: naming what differs; what older records do not tell is not compared.
+    """
+    old, new = flatten(before), flatten(found)
+    for key in old:
+        if key in new and old[key] != new[key]:
+            raise ConfigError(
+                f"dataset: data.{key} was {old[key]} when this run began and is {new[key]} now; "
+                f"restore the data, or start in another run directory"
+            )
+
+
 def _pipeline(plan: Plan, record: dict[str, Any], clock: Clock, output: Output) -> None:
     config = plan.config
     seed, scoring = seed_of(config, "data"), config["scoring"]
@@ -177,11 +193,13 @@ def _pipeline(plan: Plan, record: dict[str, Any], clock: Clock, output: Output) 
         data = plan.dataset.load().to(plan.device)
         draw = scoring_samples(data, scoring, seed)
         batches = draw(0)
-        record["data"] = {part: len(getattr(data, part)) for part in ("train", "val", "test")}
-        record["data"]["scoring"] = len(batches.order)
-    sizes = ", ".join(f"{n:,} {part}" for part, n in record["data"].items())
+        found: dict[str, Any] = {n: len(getattr(data, n)) for n in ("train", "val", "test")}
+        found["scoring"] = len(batches.order)
+    sizes = ", ".join(f"{n:,} {part}" for part, n in found.items())
     output.say("data: %s; %s", sizes, plan.spec.says())
-    record["data"] |= {"spec": plan.spec.describe(), **data.describe()}
+    found |= {"spec": plan.spec.describe(), **data.describe()}
+    _check_same_data(record["data"], found)
+    record["data"] = found
     check_parts(data, plan.training)
     for remark in plan.training.remarks():
         output.warn("%s", remark)

@@ -62,19 +62,21 @@ def test_flops_and_counts_are_words_that_read_well() -> None:
 def test_training_costs_three_forward_passes_per_image() -> None:
     cost = Estimator().cost(plan("training.epochs=7"))
     forward = Estimator().forward(plan())
-    assert cost.train == 7 * 1250 * 3 * forward  # 1,250: ten times the smallest class
+    assert cost.train == 7 * 1295 * 3 * forward
     assert cost.score == 0
 
 
 def test_training_before_the_mask_is_counted() -> None:
     def epochs(*overrides: str) -> float:
         tiny = plan("training.epochs=4", *overrides)
-        return Estimator().cost(tiny).train / (1250 * 3 * Estimator().forward(tiny))
+        return Estimator().cost(tiny).train / (1295 * 3 * Estimator().forward(tiny))
 
     assert epochs("baseline=magnitude_after_training") == 8
     assert epochs("baseline=lottery_ticket", "baseline.rounds=3") == 3 * 4 + 4
-    steps = 20  # of 1250 images in batches of 64
-    assert epochs("baseline=pretrain", f"baseline.prune_step={steps // 2}") == 4.5
+    steps = 21  # of 1295 images in batches of 64
+    assert epochs("baseline=pretrain", f"baseline.prune_step={steps // 3}") == pytest.approx(
+        4 + 1 / 3
+    )
     late = ("baseline=lottery_ticket", "baseline.rounds=3", f"baseline.rewind_step={steps}")
     assert epochs(*late) == 4 + 2 * 3 + 3
 

@@ -406,3 +406,12 @@ def test_two_processes_find_the_ticket_of_one(tmp_path: Path) -> None:
     assert all(not weights[name][~keep].any() for name, keep in mask.items())
     assert {path.name for path in (tmp_path / "run").iterdir()} >= {"mask.safetensors"}
     assert not list((tmp_path / "run").glob("*.pt"))
+
+
+def test_a_pass_over_a_graph_is_counted_once_for_all_its_nodes(tmp_path: Path) -> None:
+    record = tiny_run(
+        tmp_path, "dataset=karate", "model=gcn", "scorer=magnitude", "sparsity=0.5",
+        "scoring.samples_per_class=2", "baseline=magnitude_after_training", "training.epochs=3",
+    )  # fmt: skip
+    spent, forward = record["baseline"], record["cost"]["forward_flops_dense"]
+    assert spent["training_flops_dense"] == 3 * spent["steps"] * forward

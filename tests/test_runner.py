@@ -82,6 +82,7 @@ def test_the_shape_of_the_images_is_told_and_recorded(
     record = tiny_run(tmp_path, "training.epochs=1")
     assert record["data"]["spec"] == {
         "num_classes": 10, "channels": 1, "height": 8, "width": 8, "smallest_class": 125,
+        "train_images": 1295,
     }  # fmt: skip
     (line,) = (text for text in caplog.messages if text.startswith("data: "))
     assert line.endswith("20 scoring; images of 1x8x8 (dataset.image_size)")

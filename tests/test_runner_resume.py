@@ -5,7 +5,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from tiny import LABELS, TINY, check, config, plan, record_in, tiny_run, untimed
 
 import pai.runner
 import pai.training.loop
+from pai.data.bundle import DataBundle
+from pai.data.digits import Digits
+from pai.data.split import Split
 from pai.errors import ConfigError, RunError
 from pai.runner import run
 from pai.scorers.base import Scorer
@@ -199,6 +202,34 @@ def test_another_configuration_in_the_same_directory_is_refused(
         f"remove this one"
     )
     assert (whole / event / "record.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("what", ["train", "sha256"])
+def test_other_data_under_the_same_configuration_are_refused(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(event: str, run_dir: Path) -> None:
+        if event == "epoch 2":
+            raise KeyboardInterrupt
+
+    def other(self: Digits) -> DataBundle[Split]:
+        data = load(self)
+        if what == "train":
+            return replace(data, train=data.train.subset(torch.arange(1000)))
+        images = data.test.images.clone()
+        images[7, 0, 3, 4] ^= 1
+        return replace(data, test=Split(images, data.test.labels))
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny_run(tmp_path, *SETTINGS, tracker=Spy(stop))
+    load, before = Digits.load, record_in(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Digits, "load", other)
+        with pytest.raises(ConfigError, match=rf"^dataset: data\.{what} was .* restore the data"):
+            tiny_run(tmp_path, *SETTINGS)
+    after = record_in(tmp_path)
+    assert after["data"] == before["data"] and after["mask"] == before["mask"]
+    assert tiny_run(tmp_path, *SETTINGS)["status"] == "completed"
 
 
 def test_in_a_sweep_the_setting_that_chose_the_directory_is_named(

@@ -3,6 +3,7 @@
 Legend: N images, C channels, H x W pixels, B batch size, K classes.
 """
 
+import hashlib
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -31,12 +32,20 @@ class DataSpec:
     height: int
     width: int
     smallest_class: int  # training images of the smallest class, after the validation split
+    train_images: int | None = None  # of all classes; None: all are as large as the smallest
     task: ClassVar[Task] = IMAGES
 
     @property
     def training_samples(self) -> int:
-        """Training images, if all classes are as large as the smallest."""
+        """Training images, after the validation split."""
+        if self.train_images is not None:
+            return self.train_images
         return self.smallest_class * self.num_classes
+
+    @property
+    def scoring_classes(self) -> int:
+        """How many times ``samples_per_class`` images are scored on."""
+        return self.num_classes
 
     def room(self) -> str:
         """Say how many images the smallest class has."""
@@ -126,18 +135,24 @@ class DataBundle(Generic[P]):
         """Return how many images of a later part are in an earlier one too.
 
         ``duplicates.train_test`` counts the test images that are also training images. Images in
-        memory are compared pixel by pixel, streamed ones by their files; there is no
-        ``duplicates`` if that is not wanted (:class:`pai.data.streamedfolder.StreamedImageFolder`).
+        memory are compared pixel by pixel, streamed ones by their files. ``sha256`` tells other
+        images, labels or parts from these. Both are left out if images are not to be compared
+        (:class:`pai.data.streamedfolder.StreamedImageFolder`).
         """
         prints = {n: getattr(self, n).fingerprints() for n in ("train", "val", "test")}
         if any(found is None for found in prints.values()):
             return {}
         sets = {name: set(found) for name, found in prints.items()}
+        digest = hashlib.sha256()
+        for name, found in prints.items():
+            digest.update(f"{name} {len(found)} {getattr(self, name).labels.tolist()}".encode())
+            digest.update(b"".join(found))
         return {
+            "sha256": digest.hexdigest(),
             "duplicates": {
                 f"{first}_{second}": sum(image in sets[first] for image in prints[second])
                 for first, second in (("train", "val"), ("train", "test"), ("val", "test"))
-            }
+            },
         }
 
     def batches(self, part: P, batch_size: int, *, rank: int = 0, world_size: int = 1) -> Batches:

@@ -57,9 +57,10 @@ class Cifar:
                 f"give the folder that contains it, or set dataset.download=true"
             )
         per_class = 50_000 // self.num_classes
+        left = per_class - held_out(per_class, self.val_fraction)
         return DataSpec(
             num_classes=self.num_classes, channels=3, height=32, width=32,
-            smallest_class=per_class - held_out(per_class, self.val_fraction),
+            smallest_class=left, train_images=left * self.num_classes,
         )  # fmt: skip
 
     def load(self) -> DataBundle[Split]:

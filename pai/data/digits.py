@@ -15,7 +15,7 @@ from pai.data.split import Split, held_out, stratified_split
 from pai.errors import ConfigError
 
 _SIDE = 8
-_SMALLEST_CLASS = 174  # images of the digit 8
+_IMAGES = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)  # of each digit
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,11 @@ class Digits:
 
     def check(self) -> DataSpec:
         """Return what a model must fit; cheap."""
-        train = _SMALLEST_CLASS - held_out(_SMALLEST_CLASS, self.test_fraction)
+        train = [count - held_out(count, self.test_fraction) for count in _IMAGES]
+        left = [count - held_out(count, self.val_fraction) for count in train]
         return DataSpec(
             num_classes=10, channels=1, height=self.image_size, width=self.image_size,
-            smallest_class=train - held_out(train, self.val_fraction),
+            smallest_class=min(left), train_images=sum(left),
         )  # fmt: skip
 
     def load(self) -> DataBundle[Split]:

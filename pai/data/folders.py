@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pai.data.options import usable_path
+from pai.data.split import held_out
 from pai.errors import ConfigError
 from pai.seeding import generator
 
@@ -25,6 +26,11 @@ class Listing:
     def smallest(self) -> int:
         """The number of images of the smallest class."""
         return min(len(members) for members in self.names.values())
+
+    def left(self, val_fraction: float) -> tuple[int, int]:
+        """Return the images of the smallest class and of all, without held out validation ones."""
+        left = [len(n) - held_out(len(n), val_fraction) for n in self.names.values()]
+        return min(left), sum(left)
 
     def paths(self) -> list[str]:
         """Return the path of every file, class by class."""

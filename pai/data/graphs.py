@@ -68,6 +68,11 @@ class GraphSpec:
         """Training nodes, if all classes are as large as the smallest."""
         return self.smallest_class * self.graph.num_classes
 
+    @property
+    def scoring_classes(self) -> int:
+        """How many times ``samples_per_class`` nodes are scored on."""
+        return self.graph.num_classes
+
     def room(self) -> str:
         """Say how many nodes the smallest class has."""
         return f"the smallest class has {self.smallest_class} training nodes"

@@ -7,7 +7,7 @@ from pai.data.bundle import DataBundle, DataSpec
 from pai.data.decode import decode_squares, header_size
 from pai.data.folders import ClassFolders, Listing, list_class_folders
 from pai.data.options import check_fraction
-from pai.data.split import Split, held_out
+from pai.data.split import Split
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,11 @@ class ImageFolder:
             RunError: the first training image cannot be read.
         """
         folders = self._list()
-        smallest = folders.train.smallest
-        if folders.val is None:
-            smallest -= held_out(smallest, self.val_fraction)
+        smallest, images = folders.train.left(0.0 if folders.val else self.val_fraction)
         size = self._size(folders)
         return DataSpec(
             num_classes=folders.num_classes, channels=3, height=size, width=size,
-            smallest_class=smallest,
+            smallest_class=smallest, train_images=images,
         )  # fmt: skip
 
     def load(self) -> DataBundle[Split]:

@@ -10,7 +10,6 @@ from pai.data.augment import RandomResizedCropFlip
 from pai.data.bundle import DataBundle, DataSpec
 from pai.data.folders import ClassFolders, list_class_folders
 from pai.data.options import check_fraction
-from pai.data.split import held_out
 from pai.data.streaming import Decoder, StreamedSplit, Workers
 from pai.processors import cores
 
@@ -67,12 +66,11 @@ class StreamedImageFolder:
             ConfigError: a folder is missing or empty, or the parts have different classes.
         """
         folders = list_class_folders(self.root)
-        smallest = folders.train.smallest
-        if folders.val is None:
-            smallest -= held_out(smallest, self.val_fraction)
+        smallest, images = folders.train.left(0.0 if folders.val else self.val_fraction)
         return DataSpec(
             num_classes=folders.num_classes, channels=3,
             height=self.image_size, width=self.image_size, smallest_class=smallest,
+            train_images=images,
         )  # fmt: skip
 
     def load(self) -> DataBundle[StreamedSplit]:

@@ -34,6 +34,7 @@ class Task:
             none.
         causal: whether a prediction may depend on the positions up to its own only, because the
             targets are the inputs that come next.
+        whole: whether each pass computes all samples, whichever are asked for (nodes of a graph).
     """
 
     data: str
@@ -44,6 +45,7 @@ class Task:
     perplexity: bool = False
     mixable: bool = False
     causal: bool = False
+    whole: bool = False
 
     def measures(self, part: str, loss: float, accuracy: float) -> dict[str, float]:
         """Return ``<part>_loss`` (nats), ``<part>_accuracy`` and maybe ``<part>_perplexity``."""
@@ -63,7 +65,7 @@ class Task:
 
 IMAGES = Task("images", "image", "images", "val_accuracy", "resnet20", mixable=True)
 TEXT = Task("text", "sequence", "tokens", "val_loss", "gpt", perplexity=True, causal=True)
-NODES = Task("a graph", "node", "nodes", "val_accuracy", "gcn")
+NODES = Task("a graph", "node", "nodes", "val_accuracy", "gcn", whole=True)
 
 
 def perplexity(loss: float) -> float:
@@ -85,6 +87,10 @@ class Spec(Protocol):
     @property
     def training_samples(self) -> int:
         """About how many samples the train part has."""
+
+    @property
+    def scoring_classes(self) -> int:
+        """How many times ``scoring.samples_per_class`` samples are scored on."""
 
     def room(self) -> str:
         """Say where ``smallest_class`` comes from, for a message."""

@@ -34,6 +34,11 @@ class TextSpec:
         """Training sequences."""
         return self.smallest_class
 
+    @property
+    def scoring_classes(self) -> int:
+        """Text has no classes."""
+        return 1
+
     def room(self) -> str:
         """Say how many sequences there are."""
         return (

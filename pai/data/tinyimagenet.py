@@ -54,15 +54,15 @@ class TinyImageNet:
             ConfigError: the folder is not there and ``download`` is off, or it is not complete.
         """
         folder = self._folder()
-        num_classes, smallest = 200, 500
+        counts = [500] * 200
         if folder.exists() or not self.download:
             wnids = _wnids(folder)
             _test_files(folder, wnids)
-            num_classes = len(wnids)
-            smallest = int(_train_files(folder, wnids)[1].bincount().min())
+            counts = _train_files(folder, wnids)[1].bincount().tolist()
+        left = [count - held_out(count, self.val_fraction) for count in counts]
         return DataSpec(
-            num_classes=num_classes, channels=3, height=_SIDE, width=_SIDE,
-            smallest_class=smallest - held_out(smallest, self.val_fraction),
+            num_classes=len(left), channels=3, height=_SIDE, width=_SIDE,
+            smallest_class=min(left), train_images=sum(left),
         )  # fmt: skip
 
     def load(self) -> DataBundle[Split]:

@@ -11,6 +11,7 @@ from pai.reports.collect import Run
 _BRINGS = {"scorer": ("schedule",)}
 _DENSE_FREE = ("sparsity", "scope", "schedule")  # nothing to a network that loses no weight
 _SHOWN = 4
+_DATA_OF_A_RUN = ("data.scoring", "data.spec", "data.duplicates")
 _OPTIONS = (
     "choose with --where {key}={common}, or show it with --rows or --columns, or --ignore {key}"
 )
@@ -37,7 +38,7 @@ def check_keys(runs: Sequence[Run], keys: Iterable[str], metric: str) -> None:
 def check_same_experiment(
     runs: Sequence[Run], keys: Sequence[str], ignore: Iterable[str] = (), advice: str = _OPTIONS
 ) -> None:
-    """Check that ``runs`` differ in nothing but ``keys`` and the seed.
+    """Check that ``runs`` differ in nothing but ``keys`` and the seed, and had the same data.
 
     A key that is a group covers the options below it, as long as all runs with the same choice have
     the same options.
@@ -45,7 +46,7 @@ def check_same_experiment(
     Args:
         runs: of one table.
         keys: groups or configuration keys.
-        ignore: more keys that do not count.
+        ignore: more keys that do not count; ``data`` stands for what was in the data set.
         advice: what to do about it, for the message; may have ``{key}`` and ``{common}``, the value
             that most runs have.
 
@@ -53,6 +54,7 @@ def check_same_experiment(
         ConfigError: naming the key, its values and runs.
     """
     ignored = (*IGNORED, *ignore, "seed")
+    _check_same_data(runs, ignored)
     groups = [key for key in keys if any(isinstance(r.part("config").get(key), dict) for r in runs)]
     brought = [part for group in groups for part in _BRINGS.get(group, ())]
     explained = (*keys, *brought)
@@ -67,6 +69,27 @@ def check_same_experiment(
                     if run.choice(group) == choice and run.baseline == pruned_later
                 ]  # fmt: skip
                 _check_equal(same, (*ignored, *dotted), f"{group}={choice}: ", advice, only=parts)
+
+
+def _check_same_data(runs: Sequence[Run], ignored: tuple[str, ...]) -> None:
+    """Check that a data set that is configured alike was the same: files and texts can change."""
+    alike: dict[str, list[tuple[Run, dict[str, str]]]] = {}
+    for run in runs:
+        found = {
+            key: value
+            for key, value in flatten({"data": run.part("data")}).items()
+            if not below(key, (*ignored, *_DATA_OF_A_RUN))
+        }
+        alike.setdefault(str(_leaves(run, ignored, ("dataset",))), []).append((run, found))
+    for same in alike.values():
+        for key in sorted({key for _, found in same for key in found}):
+            values: dict[str, list[Run]] = {}
+            for run, found in same:
+                if key in found:  # older records lack some
+                    values.setdefault(found[key], []).append(run)
+            if len(values) > 1:
+                advice = "run them on the same data, or compare them nevertheless by --ignore data"
+                raise ConfigError(_explain(key, values, advice))
 
 
 def _check_equal(

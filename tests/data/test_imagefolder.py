@@ -15,6 +15,7 @@ from pai.data.augment import RandomCropFlip
 from pai.data.bundle import Split
 from pai.data.imagefolder import ImageFolder
 from pai.data.same_files import file_fingerprints
+from pai.data.streamedfolder import StreamedImageFolder
 from pai.errors import ConfigError, RunError
 
 COLOURS = {"ants": (250, 10, 10), "bees": (10, 250, 10), "cats": (10, 10, 250)}
@@ -296,3 +297,15 @@ def test_only_files_that_may_be_equal_are_read(
         *(("_tail", name) for name in ("one", "two", "again")),
         *(("_whole", name) for name in ("one", "again")),
     ]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_training_images_are_counted_before_they_are_read(streamed: bool, tmp_path: Path) -> None:
+    """A dry run tells the costs of unbalanced folders too."""
+    counts = {"cats": 9, "ants": 3, "bees": 5}
+    root = str(make_folder(tmp_path, {"train": counts, "test": counts}))
+    kind = StreamedImageFolder if streamed else ImageFolder
+    folder = kind(root, val_fraction=0.3)
+    data = folder.load()
+    assert folder.check().training_samples == len(data.train) == 12
+    assert folder.check().smallest_class == int(data.train.labels.bincount().min())

@@ -133,6 +133,18 @@ def test_a_changed_configuration_is_refused_by_key_value_and_run(
     assert grid(tmp_path, ignore=(key,)).seeds == (0, 1, 2)
 
 
+@pytest.mark.parametrize(
+    ("key", "old", "new"), [("train", 864, 954), ("sha256", "ab", "cd"), ("text_sha256", "a", "b")]
+)
+def test_other_data_under_the_same_configuration_are_refused(
+    tmp_path: Path, key: str, old: Any, new: Any
+) -> None:
+    runs = [record("hts", 0.9, seed, data={key: old, "scoring": seed}) for seed in (0, 1)]
+    with pytest.raises(ConfigError, match=rf"^data\.{key}: .*run2.*--ignore data$"):
+        grid(tmp_path, *runs, record("hts", 0.9, 2, data={key: new}))
+    assert grid(tmp_path, ignore=("data",)).seeds == (0, 1, 2)
+
+
 def test_what_does_not_change_the_experiment_may_differ(tmp_path: Path) -> None:
     made = grid(
         tmp_path, record("hts", 0.9, 0),
