@@ -224,7 +224,7 @@ def main() -> None:
             run_dir, arguments.out or run_dir / "compact", arguments.batch_size,
             arguments.seconds, onnx=arguments.onnx,
         )  # fmt: skip
-    except (ConfigError, ValueError) as error:
+    except (ConfigError, ValueError, OSError) as error:
         sys.exit(f"compact error: {error}")
     print(describe(report))
 

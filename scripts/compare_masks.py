@@ -110,7 +110,10 @@ def main() -> None:
     text = markdown(pairs, masks)
     print(text)
     if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
+        try:
+            arguments.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            sys.exit(f"--out: cannot make {arguments.out}: {error.strerror}")
         write_bytes_atomically(arguments.out / "masks.md", text.encode())
         write_bytes_atomically(arguments.out / "masks.csv", as_csv(pairs).encode())
         write_figure(pairs, masks, arguments.out / "masks.png")

@@ -68,11 +68,11 @@ class Run:
         """Return the name of the YAML file that ``group`` came from, or ``none``.
 
         A run that was started without choices (from Python) has the name of its component; a
-        baseline that trains nothing is none.
+        baseline that trains nothing is none, and one that trains is not, whatever it was made from.
         """
-        chosen = self.part("choices").get(group)
-        if chosen is None:
-            node = self.part("config").get(group)
+        chosen, node = self.part("choices").get(group), self.part("config").get(group)
+        trains = isinstance(node, dict) and node.get("epochs", 0) != 0
+        if chosen is None or (group == "baseline" and chosen == NONE and trains):
             if group == "baseline" and isinstance(node, dict) and node.get("epochs") == 0:
                 return NONE
             target = node.get("_target_") if isinstance(node, dict) else None

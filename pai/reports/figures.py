@@ -22,6 +22,12 @@ _NAMED_LAYERS = 40  # more are numbered
 _SETTINGS: Any = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
 
 
+NAMES = (
+    "accuracy_against_sparsity", "layer_density", "score_histograms",
+    "accuracy_against_scoring_time",
+)  # fmt: skip
+
+
 def draw_all(collection: Collection, layout: Layout) -> dict[str, Figure]:
     """Return the figures that the runs have data for, by file name without ending.
 
@@ -36,13 +42,11 @@ def draw_all(collection: Collection, layout: Layout) -> dict[str, Figure]:
     if not grid.cells:
         return {}
     with rc_context(_SETTINGS):
-        made = {
-            "accuracy_against_sparsity": accuracy_figure(grid),
-            "layer_density": density_figure(collection, grid),
-            "score_histograms": histogram_figure(grid),
-            "accuracy_against_scoring_time": time_figure(collection, grid),
-        }
-    return {name: figure for name, figure in made.items() if figure is not None}
+        made = (
+            accuracy_figure(grid), density_figure(collection, grid), histogram_figure(grid),
+            time_figure(collection, grid),
+        )  # fmt: skip
+    return {n: figure for n, figure in zip(NAMES, made, strict=True) if figure is not None}
 
 
 def image(figure: Figure, kind: str) -> bytes:

@@ -1,6 +1,8 @@
 """Tables, figures and reports as files; each is written to a temporary name and renamed."""
 
 import io
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,24 +45,34 @@ def write_png(figure: "Figure", path: Path) -> None:
 def write_figures(collection: Collection, layout: Layout, out: Path) -> dict[str, bytes]:
     """Write every figure the runs have data for as PNG and PDF; return the PNGs by name.
 
+    Older ones that they no longer have data for are removed.
+
     Raises:
         ConfigError: the runs do not belong into one figure, or matplotlib is not installed.
     """
     require("matplotlib")
-    from pai.reports.figures import draw_all, image
+    from pai.reports.figures import NAMES, draw_all, image
 
     images = {}
     for name, figure in draw_all(collection, layout).items():
         for kind in KINDS:
             _write(out / f"{name}.{kind}", image(figure, kind))
         images[name] = (out / f"{name}.png").read_bytes()
+    _remove(out, set(NAMES) - images.keys(), KINDS)
     return images
+
+
+def _remove(out: Path, names: Iterable[str], kinds: Iterable[str]) -> None:
+    for name, kind in itertools.product(names, kinds):
+        if (path := out / f"{name}.{kind}").is_file():
+            path.unlink()
 
 
 def write_report(collection: Collection, layout: Layout, out: Path, title: str) -> Grid | None:
     """Write tables, figures, ``report.html`` and ``report.md`` into ``out``.
 
-    Runs that do not make one table still have their report, which says why, and ``runs.csv``.
+    Runs that do not make one table still have their report, which says why, and ``runs.csv``; what
+    an earlier report left there of table and figures is removed, lest a paper goes on showing it.
 
     Returns:
         The table, or ``None`` if there is none.
@@ -70,6 +82,7 @@ def write_report(collection: Collection, layout: Layout, out: Path, title: str) 
             ``reports`` is not installed.
     """
     require("matplotlib", "jinja2")
+    from pai.reports.figures import NAMES
     from pai.reports.report import Report, html, markdown_report
 
     keys = (*layout.rows, *layout.columns, *layout.where)
@@ -79,6 +92,8 @@ def write_report(collection: Collection, layout: Layout, out: Path, title: str) 
         images = write_figures(collection, layout, out)
     except ConfigError as error:
         report = Report(title, collection, None, str(error))
+        _remove(out, ("table",), ("md", "tex", "csv"))
+        _remove(out, NAMES, KINDS)
         _write_runs(collection, None, out)
     else:
         links = {name: f"{name}.png" for name in images}
@@ -102,5 +117,8 @@ def _unit(layout: Layout) -> str:
 
 
 def _write(path: Path, content: str | bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes_atomically(path, content.encode() if isinstance(content, str) else content)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes_atomically(path, content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        raise ConfigError(f"out: cannot write {path}: {error.strerror or error}") from error

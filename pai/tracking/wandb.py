@@ -227,7 +227,7 @@ class _WandbSession:
         self._run.log_artifact(artifact)
 
     def log_result(self, record: Mapping[str, Any]) -> None:
-        """Put the numbers a table is made of into the run's summary."""
+        """Put the numbers of the record into the run's summary."""
         summary = dict(record["metrics"])
         mask = record["mask"]
         summary |= {
@@ -237,6 +237,7 @@ class _WandbSession:
                 "sparsity_all_parameters",
                 "effective_sparsity",
                 "kept",
+                "prunable",
                 "sha256",
             )
         }
@@ -246,6 +247,12 @@ class _WandbSession:
         summary |= {"sparsity": config["sparsity"], "seed": config["seed"]}
         summary |= {f"{part}_s": record["timing_s"].get(part) for part in ("score", "train")}
         summary |= {f"time_s/{key}": value for key, value in record["timing_s"].items()}
+        summary |= {f"cost/{key}": value for key, value in (record["cost"] or {}).items()}
+        scoring, before = record["scoring"] or {}, record["baseline"] or {}
+        summary |= {f"zero_scores/{key}": n for key, n in scoring.get("zero_scores", {}).items()}
+        summary |= {f"baseline/{k}": n for k, n in before.items() if isinstance(n, int | float)}
+        summary["score_cached"] = scoring.get("cached")  # then score_s is how long reading took
+        summary["peak_memory_gib"] = record["peak_memory_gib"]
         self._run.summary.update(summary)
 
 

@@ -307,5 +307,5 @@ def test_training_images_are_counted_before_they_are_read(streamed: bool, tmp_pa
     kind = StreamedImageFolder if streamed else ImageFolder
     folder = kind(root, val_fraction=0.3)
     data = folder.load()
-    assert folder.check().training_samples == len(data.train) == 12
+    assert folder.check().training_samples == len(data.train) == 11
     assert folder.check().smallest_class == int(data.train.labels.bincount().min())

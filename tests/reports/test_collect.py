@@ -125,6 +125,13 @@ def test_a_choice_that_is_missing_is_none_or_the_component(tmp_path: Path) -> No
     assert run.value("nothing.there") == "none"
 
 
+def test_none_with_epochs_is_no_pruning_at_initialization(tmp_path: Path) -> None:
+    node = {"_target_": "pai.masking.rounds.TrainAndPrune", "rounds": 1, "epochs": 1}
+    chosen = record(choices={"baseline": "none"}, config={"baseline": node})
+    (run,) = collect(write(tmp_path, chosen)).runs
+    assert run.baseline and run.choice("baseline") == "TrainAndPrune"
+
+
 @pytest.mark.parametrize(("epochs", "reference"), [(0, False), (None, True), (3, True)])
 def test_without_choices_a_baseline_is_one_that_trains(
     epochs: int | None, reference: bool, tmp_path: Path

@@ -100,6 +100,27 @@ def test_what_has_to_be_known_of_a_table_is_in_its_report(tmp_path: Path) -> Non
     assert "0.99997" in page
 
 
+def test_what_an_earlier_report_left_does_not_outlive_its_table(tmp_path: Path) -> None:
+    write(tmp_path, record(seed=0), record(seed=1))
+    assert write_report(collect(tmp_path), Layout(), tmp_path, "sweep") is not None
+    mine = tmp_path / "mine.png"
+    mine.write_bytes(b"")
+    made = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert {"table.md", "table.tex", "table.csv", "accuracy_against_sparsity.pdf"} <= made
+    write(tmp_path / "more", record(seed=2, config={"training": {"epochs": 7}}))
+    assert write_report(collect(tmp_path), Layout(), tmp_path, "sweep") is None
+    left = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert left == {"mine.png", "report.html", "report.md", "runs.csv"}
+
+
+def test_a_place_where_nothing_can_be_written_is_named(tmp_path: Path) -> None:
+    write(tmp_path, record(seed=0))
+    (tmp_path / "file").write_bytes(b"")
+    place = re.escape(f"{tmp_path}/file/below/")
+    with pytest.raises(ConfigError, match=rf"^out: cannot write {place}.*: Not a directory$"):
+        write_report(collect(tmp_path), Layout(), tmp_path / "file" / "below", "sweep")
+
+
 def test_runs_that_make_no_table_have_a_report_that_says_why(tmp_path: Path) -> None:
     write(tmp_path, record(seed=0), record(seed=1, config={"training": {"epochs": 7}}))
     assert write_report(collect(tmp_path), Layout(), tmp_path, "sweep") is None

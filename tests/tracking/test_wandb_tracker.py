@@ -122,6 +122,14 @@ def test_the_summary_has_the_numbers_of_the_record(
     assert final["mask/collapsed_layers"] == len(record["mask"]["collapsed_layers"])
     for key in ("warmup", "score", "mask", "train", "total"):
         assert final[f"time_s/{key}"] == pytest.approx(record["timing_s"][key])
+    for key, number in record["cost"].items():
+        assert final[f"cost/{key}"] == number
+    for key, number in record["scoring"]["zero_scores"].items():
+        assert final[f"zero_scores/{key}"] == number
+    assert final["mask/prunable"] == record["mask"]["prunable"]
+    assert final["score_cached"] is record["scoring"]["cached"]
+    assert final["baseline/steps"] == record["baseline"]["steps"]
+    assert final["peak_memory_gib"] == pytest.approx(record["peak_memory_gib"])
 
 
 def test_the_mask_is_logged_as_a_table_and_as_a_file(
