@@ -18,6 +18,7 @@ from torch.nn import functional as F
 import pai
 from pai.curvature import EmpiricalFisher
 from pai.curvature.per_sample import _selects_by_data
+from pai.curvature.rules import rule_for
 from pai.state import scoring_mode
 
 Problem = tuple[nn.Module, Tensor, Tensor]
@@ -562,7 +563,7 @@ def test_nothing_is_tried_again_in_later_batches(model: nn.Module, passes: int) 
     assert counts[2] - counts[1] == counts[1] - counts[0] == passes
 
 
-@pytest.mark.parametrize("sizes", [(6,), (1, 5), (1, 1, 4)])
+@pytest.mark.parametrize("sizes", [(6,), (1, 5), (1, 1, 4), (1, 2)])
 def test_a_first_batch_of_one_sample_says_nothing_of_several(sizes: tuple[int, ...]) -> None:
     class Mixing(nn.Sequential):
         """Lets samples influence each other: no rule can be right."""
@@ -572,7 +573,7 @@ def test_a_first_batch_of_one_sample_says_nothing_of_several(sizes: tuple[int, .
             return self[1](torch.tanh(hidden + 0.5 * hidden.mean(0)))
 
     model = Mixing(nn.Linear(4, 5), nn.Linear(5, 3))
-    x, y = torch.randn(N, 4), labels()
+    x, y = torch.randn(sum(sizes), 4), labels()[: sum(sizes)]
     batches = list(zip(x.split(sizes), y.split(sizes), strict=True))
     with pytest.warns(UserWarning, match="no fast per-sample rule for 0.weight"):
         pai.curvature_diagonal(model, batches, "empirical_fisher")
@@ -587,3 +588,16 @@ def test_a_type_that_inherits_its_forward_pass_inherits_the_rule(name: str, fast
         warnings.simplefilter("always")
         pai.curvature_diagonal(model, [(x, y)], "empirical_fisher")
     assert len(caught) == (not fast)
+
+
+class HalfConvolution(nn.Conv2d):
+    """What a convolution does, to half of its input."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x / 2, weight, bias)
+
+
+def test_a_rule_is_for_the_forward_pass_it_was_written_for() -> None:
+    assert rule_for(HalfLinear(3, 2)) is None
+    assert rule_for(HalfConvolution(3, 2, 1)) is None
+    assert rule_for(OwnLinear(3, 2)) is rule_for(nn.Linear(3, 2)) is not None
