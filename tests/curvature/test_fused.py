@@ -210,27 +210,49 @@ def test_gpu_reads_beyond_two_to_the_31_elements() -> None:
 WHOLE_ESTIMATOR = """
 import sys, torch
 from safetensors.torch import save_file
+from torch import nn
 import pai
 from pai.curvature import recording
 from pai.models.resnet import thin_resnet
 
+
+class Cross(nn.Module):
+    \"\"\"Attention whose projection is used in parts, behind a grouped convolution.\"\"\"
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 32, 3, padding=1, stride=2, groups=2)
+        self.attention = nn.MultiheadAttention(32, 2, batch_first=True)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.conv(x)).flatten(2).transpose(1, 2)
+        return self.head(self.attention(x, x.tanh(), x.tanh(), need_weights=False)[0].mean(1))
+
+
 torch.manual_seed(0)
-model = thin_resnet(num_classes=4, in_channels=2, depth=8, width=16)
+resnet = thin_resnet(num_classes=4, in_channels=2, depth=8, width=16)
+networks = {"resnet": resnet, "cross": Cross()}
 batches = [(torch.randn(3, 2, 8, 8), torch.tensor([0, 1, 3]))]
-pai.warm_up_batchnorm(model, batches)
-calls = []
+pai.warm_up_batchnorm(resnet, batches)
+calls, wanted = [], {"float32": "ieee", "tf32": "tf32"}
 def counted(a, u, squares, gradients, precision):
     calls.append(a.shape)
-    assert precision == "ieee"
+    assert precision == wanted[chosen], precision
     fused(a, u, squares, gradients, precision=precision)
 fused, recording.fused_square_sum = recording.fused_square_sum, counted
 results = {}
 for place in ("portable", "kernel"):
-    for estimator in ("empirical_fisher", "exact_ggn"):
-        for name, value in pai.curvature_diagonal(model, batches, estimator=estimator).items():
-            results[f"{place} {estimator} {name}"] = value
+    for kind, model in networks.items():
+        for estimator, chosen in (
+            ("empirical_fisher", "float32"), ("empirical_fisher", "tf32"), ("exact_ggn", "float32"),
+        ):
+            with pai.scoring_precision(chosen):
+                found = pai.curvature_diagonal(model, batches, estimator=estimator)
+            for name, value in found.items():
+                results[f"{place} {kind} {estimator} {chosen} {name}"] = value
     assert bool(calls) == (place == "kernel"), calls
-    recording.available = lambda device: True
+    recording.available = lambda device: device.type == "cpu"
 save_file(results, sys.argv[1])
 """
 
