@@ -66,7 +66,7 @@ VECTOR: dict[str, Op] = {  # of 8 entries
     ),
     "constant factor": lambda x: x * HOLES.to(x),
     "boolean factor": lambda x: x * EVEN,
-    "factor of whole numbers": lambda x: x * PLACES.repeat(2),
+    "factor of whole numbers": lambda x: x * (PLACES.repeat(2) - 3),
     "product": lambda x: x[:, :4] * x[:, 4:],
     "quotient": lambda x: x[:, :4] / (1 + x[:, 4:].exp()),
     "quotient of what may be zero": lambda x: x[:, :4] / (2 + x[:, 4:]),
