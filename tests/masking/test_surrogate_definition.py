@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.functional import jacobian
 
+from pai.masking.moves import NotDefinedError
 from pai.masking.surrogates import surrogate
 
 aten = torch.ops.aten
@@ -179,3 +180,42 @@ def test_what_is_reduced_in_places_is_a_sum_or_a_product(how: str, include_self:
     together = x[:, :3] * source if how == "prod" else x[:, :3] + source
     expected = together if include_self else source
     assert torch.equal(found > 0, torch.cat([expected, x[:, 3:]], 1) > 0)
+
+
+@pytest.mark.parametrize(
+    ("func", "words"),
+    [
+        (aten.index.Tensor, "indexing with"), (aten.index_put.default, "indexing with"),
+        (aten.index_add.default, "scattering to"), (aten.scatter.src, "scattering to"),
+        (aten.scatter_add.default, "scattering to"), (aten.scatter_reduce.two, "scattering to"),
+        (aten.gather.default, "gathering from"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_positions_that_depend_on_the_input_have_no_rule(func: Any, words: str) -> None:
+    x, source, places = torch.ones(2, 4), torch.ones(2, 3), torch.ones(2, 3)
+    arguments: dict[Any, tuple[Any, ...]] = {
+        aten.index.Tensor: (x, [None, places]),
+        aten.index_put.default: (x, [None, places], source),
+        aten.gather.default: (x, 1, places),
+        aten.scatter_reduce.two: (x, 1, places, source, "sum"),
+    }
+    given = arguments.get(func, (x, 1, places, source))
+    with pytest.raises(NotDefinedError, match=f"^{words} positions that depend on the input has"):
+        surrogate(func, given, {})
+
+
+def test_a_scatter_with_a_reduction_has_no_rule() -> None:
+    given = (torch.ones(2, 4), 1, APART, torch.ones(2, 3))
+    with pytest.raises(NotDefinedError, match="^scatter with a reduction has no rule$"):
+        surrogate(aten.scatter.reduce, given, {"reduce": "add"})
+
+
+def test_stacked_axes_and_options_that_say_nothing_are_accepted() -> None:
+    x = torch.tensor([[1.0, 0, 1]])
+    found = surrogate(aten.gather.default, (x, 1, COLUMNS[None]), {"sparse_grad": True})
+    assert torch.equal(found, x[:, COLUMNS])
+    found = surrogate(aten.prod.dim_int, (x, 1), {"dtype": torch.float64})
+    assert torch.equal(found, torch.zeros(1))
+    found = surrogate(aten.embedding.default, (x.T, COLUMNS, -1), {"scale_grad_by_freq": False})
+    assert torch.equal(found, x.T[COLUMNS])
