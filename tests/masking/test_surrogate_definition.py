@@ -201,13 +201,13 @@ def test_positions_that_depend_on_the_input_have_no_rule(func: Any, words: str) 
         aten.scatter_reduce.two: (x, 1, places, source, "sum"),
     }
     given = arguments.get(func, (x, 1, places, source))
-    with pytest.raises(NotDefinedError, match=f"^{words} positions that depend on the input has"):
+    with pytest.raises(NotDefinedError, match=rf"^{words} positions that depend on the input has"):
         surrogate(func, given, {})
 
 
 def test_a_scatter_with_a_reduction_has_no_rule() -> None:
     given = (torch.ones(2, 4), 1, APART, torch.ones(2, 3))
-    with pytest.raises(NotDefinedError, match="^scatter with a reduction has no rule$"):
+    with pytest.raises(NotDefinedError, match=r"^scatter with a reduction has no rule$"):
         surrogate(aten.scatter.reduce, given, {"reduce": "add"})
 
 
