@@ -35,7 +35,7 @@ def scoring_mode(model: nn.Module) -> Iterator[None]:
 
     Raises:
         ValueError: in ``torch.inference_mode``, where nothing can be differentiated; or a part is a
-            ``torch.jit.ScriptModule``.
+            ``torch.jit.ScriptModule`` or comes from ``torch.export``.
         RuntimeError: the forward pass has changed a parameter in place, which cannot be undone.
     """
     if torch.is_inference_mode_enabled():
@@ -43,6 +43,11 @@ def scoring_mode(model: nn.Module) -> Iterator[None]:
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"{name or 'the model'} is compiled by torch.jit: score it uncompiled")
+        if isinstance(module, torch.fx.GraphModule) and "eval" in vars(module):
+            raise ValueError(
+                f"{name or 'the model'} is exported by torch.export, which fixes its mode: score "
+                f"the network that it was made from"
+            )
     _warn_of_batch_statistics(model)
     fastpath = torch.backends.mha.get_fastpath_enabled()
     training = {module: module.training for module in model.modules()}

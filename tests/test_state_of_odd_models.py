@@ -193,6 +193,15 @@ def test_a_part_compiled_by_jit_is_refused_by_name() -> None:
     assert model.training
 
 
+def test_an_exported_network_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    x = torch.randn(6, 4)
+    exported = torch.export.export(model, (x,)).module()
+    weights = {name: p for name, p in exported.named_parameters() if p.ndim > 1}
+    with pytest.raises(ValueError, match=r"^the model is exported by torch\.export"):
+        pai.load_scorer("snip")(exported, [(x, torch.arange(6) % 3)], parameters=weights)
+
+
 class Ragged(nn.Module):
     """Means over sequences, which may be put side by side in one nested tensor."""
 
