@@ -164,6 +164,7 @@ def test_a_quotient_in_a_sum_counts_where_its_numerator_does() -> None:
         x, a, b = (torch.full((2,), float(bits >> k & 1), requires_grad=True) for k in range(3))
         out = surrogate(aten.addcdiv.default, (x, a, b), {"value": 2})
         assert torch.equal(out > 0, (x + a) > 0)
+        assert torch.equal(surrogate(aten.addcdiv.default, (x, a, b), {"value": 0}), x)
         slopes = torch.autograd.grad(out.sum(), (x, a, b))
         for slope, wanted in zip(slopes, (torch.ones(2), torch.ones(2), a), strict=True):
             assert torch.equal(slope > 0, wanted > 0)
