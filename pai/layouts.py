@@ -24,10 +24,7 @@ class PlainGradients(TorchFunctionMode):
     ) -> Any:
         """Call the function; watch the gradient of its result if it normalises."""
         out = func(*args, **(kwargs or {}))
-        if (
-            (func in _INSTANCE_NORMS or (func in _BATCH_NORMS and 1 in out.shape))
-            and isinstance(out, Tensor)
-            and out.requires_grad
-        ):
+        misread = func in _INSTANCE_NORMS or (func in _BATCH_NORMS and 1 in out.shape)
+        if misread and out.requires_grad:
             out.register_hook(Tensor.contiguous)
         return out

@@ -193,6 +193,33 @@ def test_a_part_compiled_by_jit_is_refused_by_name() -> None:
     assert model.training
 
 
+class Tokens(nn.Module):
+    """An image as a sequence of its pixels, which is no copy."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).transpose(1, 2)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.InstanceNorm2d])
+@pytest.mark.parametrize("name", ["snip", "grasp", "fts", "gts", "hts", "prospr"])
+def test_a_batch_of_one_behind_a_norm_has_the_gradient_of_any_batch(name: str, norm: Any) -> None:
+    """Torch's own gradient is wrong there."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 6, 3), norm(6), Tokens(), nn.LayerNorm(6), nn.Flatten(), nn.Linear(54, 3)
+    ).double()
+    x, y = torch.randn(4, 2, 5, 5).double(), torch.arange(4) % 3
+    options: dict[str, Any] = {"batch_size": None, "matrix": "hessian"} if name == "hts" else {}
+    alone, doubled = (
+        pai.load_scorer(name, **options)(
+            model, [(torch.cat([x[:1]] * count), torch.cat([y[:1]] * count))],
+            generator=torch.Generator().manual_seed(0),
+        )["0.weight"]
+        for count in (1, 2)
+    )  # fmt: skip
+    torch.testing.assert_close(alone, doubled, rtol=1e-8, atol=1e-12)
+
+
 def test_an_exported_network_is_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
     x = torch.randn(6, 4)

@@ -12,7 +12,7 @@ from pai.data.augment import RandomCropFlip
 from pai.data.bundle import DataBundle, DataSpec
 from pai.data.download import DOWNLOAD_ERRORS, lock_of, reason
 from pai.data.options import check_fraction, usable_path
-from pai.data.split import Split, held_out
+from pai.data.split import Split, left_by_class
 from pai.errors import ConfigError, RunError
 
 _ARCHIVES = {10: "cifar-10-python.tar.gz", 100: "cifar-100-python.tar.gz"}
@@ -56,11 +56,10 @@ class Cifar:
                 f"dataset.root: {folder} does not exist; "
                 f"give the folder that contains it, or set dataset.download=true"
             )
-        per_class = 50_000 // self.num_classes
-        left = per_class - held_out(per_class, self.val_fraction)
+        left = left_by_class([50_000 // self.num_classes] * self.num_classes, self.val_fraction)
         return DataSpec(
             num_classes=self.num_classes, channels=3, height=32, width=32,
-            smallest_class=left, train_images=left * self.num_classes,
+            smallest_class=min(left), train_images=sum(left),
         )  # fmt: skip
 
     def load(self) -> DataBundle[Split]:

@@ -11,7 +11,7 @@ import torch
 from pai.data.augment import RandomCropFlip
 from pai.data.bundle import DataBundle, DataSpec
 from pai.data.options import check_fraction
-from pai.data.split import Split, held_out, stratified_split
+from pai.data.split import Split, left_by_class, stratified_split
 from pai.errors import ConfigError
 
 _SIDE = 8
@@ -43,8 +43,7 @@ class Digits:
 
     def check(self) -> DataSpec:
         """Return what a model must fit; cheap."""
-        train = [count - held_out(count, self.test_fraction) for count in _IMAGES]
-        left = [count - held_out(count, self.val_fraction) for count in train]
+        left = left_by_class(left_by_class(_IMAGES, self.test_fraction), self.val_fraction)
         return DataSpec(
             num_classes=10, channels=1, height=self.image_size, width=self.image_size,
             smallest_class=min(left), train_images=sum(left),

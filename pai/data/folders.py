@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pai.data.options import usable_path
-from pai.data.split import held_out
+from pai.data.split import left_by_class
 from pai.errors import ConfigError
 from pai.seeding import generator
 
@@ -26,11 +26,6 @@ class Listing:
     def smallest(self) -> int:
         """The number of images of the smallest class."""
         return min(len(members) for members in self.names.values())
-
-    def left(self, val_fraction: float) -> tuple[int, int]:
-        """Return the images of the smallest class and of all, without held out validation ones."""
-        left = [len(n) - held_out(len(n), val_fraction) for n in self.names.values()]
-        return min(left), sum(left)
 
     def paths(self) -> list[str]:
         """Return the path of every file, class by class."""
@@ -81,6 +76,11 @@ class ClassFolders:
     def num_classes(self) -> int:
         """The number of class folders, the same in all parts."""
         return len(self.train.names)
+
+    def left_to_train(self, val_fraction: float) -> list[int]:
+        """Return the training images of each class, without those held out for validation."""
+        counts = [len(members) for members in self.train.names.values()]
+        return left_by_class(counts, val_fraction) if self.val is None else counts
 
 
 def list_class_folders(root: str) -> ClassFolders:

@@ -45,11 +45,11 @@ class ImageFolder:
             RunError: the first training image cannot be read.
         """
         folders = self._list()
-        smallest, images = folders.train.left(0.0 if folders.val else self.val_fraction)
+        left = folders.left_to_train(self.val_fraction)
         size = self._size(folders)
         return DataSpec(
             num_classes=folders.num_classes, channels=3, height=size, width=size,
-            smallest_class=smallest, train_images=images,
+            smallest_class=min(left), train_images=sum(left),
         )  # fmt: skip
 
     def load(self) -> DataBundle[Split]:

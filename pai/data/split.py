@@ -73,6 +73,11 @@ def held_out(count: int, fraction: float) -> int:
     return max(held, 1) if count > 1 and fraction > 0 else held
 
 
+def left_by_class(counts: Sequence[int], fraction: float) -> list[int]:
+    """Return how many images of each class are left when a fraction of each is held out."""
+    return [count - held_out(count, fraction) for count in counts]
+
+
 def members_by_class(labels: Tensor, num_classes: int = 0) -> list[Tensor]:
     """Return the sorted positions of each class: of ``num_classes``, or of all that occur."""
     labels = labels.cpu()

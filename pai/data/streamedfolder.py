@@ -66,11 +66,11 @@ class StreamedImageFolder:
             ConfigError: a folder is missing or empty, or the parts have different classes.
         """
         folders = list_class_folders(self.root)
-        smallest, images = folders.train.left(0.0 if folders.val else self.val_fraction)
+        left = folders.left_to_train(self.val_fraction)
         return DataSpec(
             num_classes=folders.num_classes, channels=3,
-            height=self.image_size, width=self.image_size, smallest_class=smallest,
-            train_images=images,
+            height=self.image_size, width=self.image_size,
+            smallest_class=min(left), train_images=sum(left),
         )  # fmt: skip
 
     def load(self) -> DataBundle[StreamedSplit]:

@@ -13,7 +13,7 @@ from pai.data.decode import decode_squares
 from pai.data.download import fetch_zip
 from pai.data.folders import images_in
 from pai.data.options import check_fraction, usable_path
-from pai.data.split import Split, held_out
+from pai.data.split import Split, left_by_class
 from pai.errors import ConfigError
 
 _URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -59,7 +59,7 @@ class TinyImageNet:
             wnids = _wnids(folder)
             _test_files(folder, wnids)
             counts = _train_files(folder, wnids)[1].bincount().tolist()
-        left = [count - held_out(count, self.val_fraction) for count in counts]
+        left = left_by_class(counts, self.val_fraction)
         return DataSpec(
             num_classes=len(left), channels=3, height=_SIDE, width=_SIDE,
             smallest_class=min(left), train_images=sum(left),

@@ -48,7 +48,7 @@ def surrogate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
     if packet in _REDUCTIONS:
         named = _by_name(func, args, kwargs)
-        out = _total(named["self"], named.get("dim"), keepdim=named.get("keepdim", False))
+        out = named["self"].sum(named.get("dim"), keepdim=named.get("keepdim", False))
     elif torch.Tag.pointwise in func.tags or packet in _UNTAGGED_ELEMENTWISE:
         out = _elementwise(func, args, kwargs)
     else:
@@ -59,11 +59,6 @@ def surrogate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _by_name(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     names = [argument.name for argument in func._schema.arguments]
     return dict(zip(names, args, strict=False)) | kwargs
-
-
-def _total(x: Tensor, dim: Any, *, keepdim: bool) -> Tensor:
-    dims = list(range(x.ndim)) if dim is None or dim == [] else dim
-    return x.sum(dims, keepdim=keepdim)
 
 
 def _elementwise(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -112,9 +107,9 @@ def _product(x: Tensor, dim: int | None = None, keepdim: bool = False, **options
     return x.prod() if dim is None else x.prod(dim, keepdim)
 
 
-def _logsumexp(x: Tensor, dim: Sequence[int], keepdim: bool = False) -> Tensor:
+def _logsumexp(x: Tensor, dim: list[int], keepdim: bool = False) -> Tensor:
     """The logarithm of their number if all are zero: nonzero unless each is alone."""
-    out = _total(x, dim, keepdim=keepdim)
+    out = x.sum(dim, keepdim=keepdim)
     return out + float(out.numel() != x.numel())
 
 

@@ -71,10 +71,10 @@ class Run:
         baseline that trains nothing is none, and one that trains is not, whatever it was made from.
         """
         chosen, node = self.part("choices").get(group), self.part("config").get(group)
-        trains = isinstance(node, dict) and node.get("epochs", 0) != 0
-        if chosen is None or (group == "baseline" and chosen == NONE and trains):
-            if group == "baseline" and isinstance(node, dict) and node.get("epochs") == 0:
-                return NONE
+        unclear = group == "baseline" and chosen in (None, NONE)
+        if unclear and isinstance(node, dict) and "epochs" in node:
+            chosen = NONE if node["epochs"] == 0 else None
+        if chosen is None:
             target = node.get("_target_") if isinstance(node, dict) else None
             return str(target).rpartition(".")[2] if target else NONE
         return str(chosen)

@@ -81,15 +81,9 @@ def _check_same_data(runs: Sequence[Run], ignored: tuple[str, ...]) -> None:
             if not below(key, (*ignored, *_DATA_OF_A_RUN))
         }
         alike.setdefault(str(_leaves(run, ignored, ("dataset",))), []).append((run, found))
+    advice = "run them on the same data, or compare them nevertheless by --ignore data"
     for same in alike.values():
-        for key in sorted({key for _, found in same for key in found}):
-            values: dict[str, list[Run]] = {}
-            for run, found in same:
-                if key in found:  # older records lack some
-                    values.setdefault(found[key], []).append(run)
-            if len(values) > 1:
-                advice = "run them on the same data, or compare them nevertheless by --ignore data"
-                raise ConfigError(_explain(key, values, advice))
+        _check_one_value(same, "", advice)
 
 
 def _check_equal(
@@ -97,11 +91,26 @@ def _check_equal(
     only: tuple[str, ...] = (),
 ) -> None:  # fmt: skip
     found = [_leaves(run, without, only) for run in runs]
-    for key in sorted({key for leaves in found for key in leaves}):
+    absent = dict.fromkeys((key for leaves in found for key in leaves), "absent")
+    counting = [
+        (run, {
+            key: value for key, value in (absent | leaves).items()
+            if not (run.dense and below(key, _DENSE_FREE))
+        })
+        for run, leaves in zip(runs, found, strict=True)
+    ]  # fmt: skip
+    _check_one_value(counting, context, advice)
+
+
+def _check_one_value(
+    found: Sequence[tuple[Run, Mapping[str, str]]], context: str, advice: str
+) -> None:
+    """Check that each key has one value in all runs that have it."""
+    for key in sorted({key for _, leaves in found for key in leaves}):
         values: dict[str, list[Run]] = {}
-        for run, leaves in zip(runs, found, strict=True):
-            if not (run.dense and below(key, _DENSE_FREE)):
-                values.setdefault(leaves.get(key, "absent"), []).append(run)
+        for run, leaves in found:
+            if key in leaves:
+                values.setdefault(leaves[key], []).append(run)
         if len(values) > 1:
             raise ConfigError(context + _explain(key, values, advice))
 

@@ -57,7 +57,7 @@ CASES: dict[str, Case] = {
     "sum that keeps the axis": Case(aten.sum.dim_IntList, rest=([1], True)),
     "mean": Case(aten.mean.default),
     "mean, by name": Case(aten.mean.dim, named={"dim": [0]}),
-    "any axis of a product": Case(aten.prod.dim_int, rest=(1,)),
+    "product": Case(aten.prod.dim_int, rest=(1,)),
     "product that keeps the axis": Case(aten.prod.dim_int, rest=(1, True)),
     "product of all": Case(aten.prod.default),
     "logsumexp": Case(aten.logsumexp.default, rest=([1],)),
